@@ -1,0 +1,21 @@
+"""latentfuse: distributed training of element-wise latent fusion of face images.
+
+`load_bundle` is the door for users of a trained model; everything else is reached through the command line
+or by importing the module that holds it. Importing this package costs nothing: torch is imported on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.bundle import load_bundle
+
+__all__ = ["load_bundle"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_bundle":
+        from pipeline.bundle import load_bundle
+
+        return load_bundle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

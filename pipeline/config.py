@@ -1,0 +1,303 @@
+"""The typed configuration: YAML, then `--set a.b=c`, validated once. No torch here.
+
+Every section refuses unknown keys. The docstring under a field is its documentation.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError
+
+LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
+"""The tapped layers of the perceptual network, METHOD (4) and (5)."""
+STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Norm = Literal["batch", "layer", "none"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    source: str | None = None
+    """What `run` shards: `synth` for painted faces, or img_align_celeba.zip, its folder, or any folder of images."""
+    synth_count: Positive = 2000
+    """Number of faces painted when `source` is `synth`."""
+    split: str = "paper"
+    """How `run` splits `source`: `paper`, `official`, or the fraction that becomes the test split."""
+    max_rejected: Annotated[int, Field(ge=0)] = 0
+    """Unreadable pictures that `run` tolerates in `source`."""
+    shards: Path | None = None
+    """Folder with `train/` and `test/`; null: `shards` inside `run_dir`."""
+    image_size: Positive = 128
+    """Side of the square images in pixels: a power of two, 32 or more."""
+    crop: Positive | None = None
+    """Side in pixels of the centre crop before resizing; null: the largest square (178 for CelebA)."""
+    horizontal_flip: bool = True
+    """Mirror every training image with probability 1/2."""
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes per rank; 0 decodes in the training process."""
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> "DataConfig":
+        if self.image_size < 32 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size: {self.image_size} is not a power of two of 32 or more; try 64, 128 or 256")
+        return self
+
+
+class ModelConfig(Section):
+    base_channels: Positive = 64
+    """Channels of the first block; the latent has 16 times as many."""
+    kernel_size: Literal[4, 5] = 4
+    """Kernel of every convolution."""
+    elements: Positive = 5
+    """Number N of latent elements."""
+    discriminator_norm: Norm = "layer"
+    """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
+    discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
+    """Factor on the initial weights of the last layer of D: 1 is the paper's, 0.05 keeps its first penalty small."""
+
+    @model_validator(mode="after")
+    def _element_fits(self) -> "ModelConfig":
+        if self.elements > 16 * self.base_channels:
+            raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
+        return self
+
+
+class PerceptualConfig(Section):
+    arch: Literal["vgg19", "vgg16"] = "vgg19"
+    weights: str = "imagenet"
+    """`imagenet` (torchvision's, from torch's cache), a .safetensors file, or `random` (for demos and tests)."""
+    feature_scale: Literal["oxford", "unit", "none"] = "oxford"
+    """What each tapped layer is rescaled to on real faces: Oxford's RMS, RMS 1, or nothing. See METHOD."""
+
+
+class PenaltyConfig(Section):
+    k: Weight = 2.0
+    p: Annotated[float, Field(gt=0)] = 6.0
+    points: Literal["interpolate", "endpoints"] = "interpolate"
+    """Where the gradient of D is penalised: between a real and a fused image, or at both."""
+
+
+class LambdaMixture(Section):
+    """Shares of the ways in which a training Lambda is drawn; they add up to 1."""
+
+    endpoints: Share = 0.2
+    """All ones or all zeros."""
+    coin_flips: Share = 0.3
+    """Every element 0 or 1 independently."""
+    single: Share = 0.2
+    """One element differs from all others."""
+    uniform: Share = 0.3
+    """Every element uniform in [0, 1]."""
+    spatial: Share = 0.0
+    """Ones inside a random rectangle of the latent grid, zeros outside, or the reverse."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "LambdaMixture":
+        total = sum(self.model_dump().values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares add up to {total:g}; they must add up to 1")
+        return self
+
+
+class FusionConfig(Section):
+    reading: Literal["layerwise", "shared", "map"] = "layerwise"
+    """Which lambda a perceptual layer follows: its own element's, one for all, or a row-weighted `map`."""
+    map: list[list[Share]] | None = None
+    """For `map`: an elements x 5 matrix; column l says how the elements share layer l (conv1_1 .. conv5_1)."""
+    mixture: LambdaMixture = LambdaMixture()
+
+
+class LossWeights(Section):
+    """w1 .. w5 of METHOD (11)."""
+
+    adversarial: Weight = 1.0
+    content: Weight = 1e-6
+    style: Weight = 5e-5
+    reconstruction: Weight = 30.0
+    total_variation: Weight = 1.0
+
+
+class OptimizerConfig(Section):
+    """Adam."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+def _yaml_no(value: Any) -> Any:
+    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+
+
+class TrainingConfig(Section):
+    pretrain_steps: Positive = 20_000
+    fusion_steps: Positive = 100_000
+    global_batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images per optimizer step over all ranks: ranks x accumulation x micro_batch_size."""
+    micro_batch_size: Annotated[int, Field(ge=2)] = 16
+    """Images per forward pass; pairs and BatchNorm statistics are formed inside it, so results depend on it."""
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_yaml_no)] = None
+    """null: what `accelerate launch` says, else none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Exponential moving average of E and G, which is what gets exported; 0 switches it off."""
+    max_skipped_steps: Positive = 20
+    """Optimizer steps in a row that may be skipped for a non-finite gradient before the run stops."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainingConfig":
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}; "
+                f"these do: {', '.join(str(m) for m in divisors(self.global_batch_size) if m > 1)}"
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    log_every: Positive = 50
+    """Steps between two log lines; the terms logged are means over these steps."""
+    image_every: Positive = 1000
+    """Steps between two fusion strips and effect matrices."""
+    checkpoint_every: Positive = 1000
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+
+
+class EvaluationConfig(Section):
+    pairs: Positive = 256
+    """Pairs of test images behind the effect matrix."""
+    batch_size: Positive = 32
+
+
+class Config(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    run_dir: Path = Path("runs/default")
+    """Everything a run writes goes here: checkpoints, TensorBoard events, bundle, evaluation."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    fusion: FusionConfig = FusionConfig()
+    loss_weights: LossWeights = LossWeights()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _reading_fits(self) -> "Config":
+        reading, matrix, elements = self.fusion.reading, self.fusion.map, self.model.elements
+        if reading == "layerwise" and elements != len(LAYERS):
+            raise ValueError(
+                f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; use `map` or `shared`"
+            )
+        if (reading == "map") != (matrix is not None):
+            raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")
+        if matrix is not None:
+            if len(matrix) != elements or any(len(row) != len(LAYERS) for row in matrix):
+                raise ValueError(f"fusion.map: must have {elements} rows (elements) of {len(LAYERS)} numbers (layers)")
+            if any(abs(sum(column) - 1) > 1e-6 for column in zip(*matrix, strict=True)):
+                raise ValueError("fusion.map: every column must add up to 1")
+        return self
+
+    @property
+    def shards_dir(self) -> Path:
+        return self.data.shards or self.run_dir / "shards"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        return self.model_dump(mode="json")
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def load(path: Path | None, overrides: list[str] | None = None) -> Config:
+    """Read `path` (null: the defaults), apply `overrides` of the form `a.b=c`, validate.
+
+    Raises:
+        UserError: naming the file or override, the key, the value and what would do.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: must hold sections and keys, not a {type(values).__name__}")
+    for override in overrides or []:
+        _apply(values, override)
+    return validate(values, str(path) if path else "configuration")
+
+
+def validate(values: dict[str, Any], origin: str) -> Config:
+    """Build a Config; `origin` names the file in messages.
+
+    Raises:
+        UserError: for the first key that does not hold, with the number of further ones.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first, *rest = error.errors()
+        more = f" (and {len(rest)} more)" if rest else ""
+        raise UserError(f"{origin}: {_describe(first)}{more}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.as_dict(), sort_keys=False)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set {override}: expected key=value, for example --set training.fusion_steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    if isinstance(value, str):
+        value = _number(value)
+    node = values
+    for key in keys[:-1]:
+        child = node.get(key)
+        node[key] = node = dict(child) if isinstance(child, dict) else {}
+    node[keys[-1]] = value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)  # YAML 1.1 takes 1e-4 for a string
+    except ValueError:
+        return text
+
+
+def _describe(error: Any) -> str:
+    location = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        close = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known are: {', '.join(section.model_fields)}"
+        return f"{location}: unknown key; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{location}.{message}" if location else message
+    return f"{location}: {message}, not {error['input']!r}"

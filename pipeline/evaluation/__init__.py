@@ -1,0 +1,1 @@
+"""How good a bundle is: metrics, the effect matrix, figures."""

@@ -1,0 +1,109 @@
+"""The loss terms, METHOD (2) to (10): tensors in, one float32 value per image out, unweighted.
+
+Images are (B, 3, H, W) in [-1, 1]; features are (B, C, H, W), after ReLU. Nothing here knows of networks,
+ranks or weights, except `weighted_total`, which applies the weights once, by explicit key.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Half precision becomes float32; float32 and float64 stay."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def reconstruction(output: Tensor, target: Tensor) -> Tensor:
+    """L1 of (7) and (10), mean over C x H x W. Both (B, C, H, W) -> (B,)."""
+    return (_wide(output) - _wide(target)).abs().mean(dim=(1, 2, 3))
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """(8): squared differences of neighbours, summed, divided by C x H x W. (B, C, H, W) -> (B,)."""
+    images = _wide(images)
+    across = (images[..., :, 1:] - images[..., :, :-1]).square().sum(dim=(1, 2, 3))
+    down = (images[..., 1:, :] - images[..., :-1, :]).square().sum(dim=(1, 2, 3))
+    return (across + down) / images[0].numel()
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """(6): psi[c, c'] = 1 / (C H W) sum_hw p[c] p[c']. (B, C, H, W) -> (B, C, C) float32.
+
+    Outside autocast: the sums overflow fp16.
+    """
+    channels = features.shape[1]
+    with torch.autocast(features.device.type, enabled=False):
+        flat = _wide(features).flatten(2)  # (B, C, H * W)
+        return flat @ flat.transpose(1, 2) / (channels * flat.shape[2])
+
+
+def content(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: Tensor) -> Tensor:
+    """One layer of (4): lambda d(C, A) + (1 - lambda) d(C, B), d the mean square over C x H x W.
+
+    Args:
+        features, features_a, features_b: (B, C, H, W) of the fused image and of the two inputs.
+        lambda_: (B,) of the layer's owner, or (B, h, w) over the latent's grid, each cell holding for its block of
+            the feature map.
+
+    Returns:
+        (B,).
+    """
+    to_a = (_wide(features) - _wide(features_a)).square().mean(dim=1)  # (B, H, W)
+    to_b = (_wide(features) - _wide(features_b)).square().mean(dim=1)
+    if lambda_.dim() == 1:
+        lambda_ = lambda_[:, None, None]
+    else:
+        lambda_ = F.interpolate(lambda_[:, None], size=to_a.shape[1:], mode="nearest-exact")[:, 0]
+    return (lambda_ * to_a + (1 - lambda_) * to_b).mean(dim=(1, 2))
+
+
+def style(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: Tensor) -> Tensor:
+    """One layer of (5): lambda d(C, A) + (1 - lambda) d(C, B), d the mean square over the Gram difference.
+
+    Args:
+        features, features_a, features_b: (B, C, H, W) of the fused image and of the two inputs.
+        lambda_: (B,) of the layer's owner. A Gram matrix has no place, so a spatial lambda enters by its mean.
+
+    Returns:
+        (B,).
+    """
+    gram = gram_matrix(features)
+    to_a = (gram - gram_matrix(features_a)).square().mean(dim=(1, 2))
+    to_b = (gram - gram_matrix(features_b)).square().mean(dim=(1, 2))
+    return lambda_ * to_a + (1 - lambda_) * to_b
+
+
+def adversarial_critic(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
+    """-(2) per image: D(C) - D(I), minimised by D. Both (B,) -> (B,)."""
+    return _wide(scores_fake) - _wide(scores_real)
+
+
+def adversarial_generator(scores_fake: Tensor) -> Tensor:
+    """The part of (2) that E and G minimise: -D(C). (B,) -> (B,)."""
+    return -_wide(scores_fake)
+
+
+def gradient_penalty(gradients: Tensor, k: float = 2.0, p: float = 6.0) -> Tensor:
+    """Wasserstein divergence: k ||g||_2^p over all but the batch dimension. (B, ...) -> (B,).
+
+    As (sum g^2)^(p/2): no square root, so no NaN in the second derivative at g = 0. fp32, or ||g||^6 overflows.
+    """
+    return k * _wide(gradients).square().flatten(1).sum(dim=1).pow(p / 2)
+
+
+def weighted_total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """(11): the sum of weight x batch mean.
+
+    Args:
+        terms: name -> (B,).
+        weights: name -> weight, for exactly the same names.
+
+    Raises:
+        ValueError: on a missing or an extra key.
+    """
+    if terms.keys() != weights.keys():
+        raise ValueError(f"terms and weights differ in {sorted(terms.keys() ^ weights.keys())}")
+    return torch.stack([weights[name] * term.mean() for name, term in terms.items()]).sum()

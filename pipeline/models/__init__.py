@@ -1,0 +1,1 @@
+"""Encoder and generator, discriminator, perceptual network."""

@@ -1,0 +1,62 @@
+"""Discriminator D with its gradient penalty, METHOD (2)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import losses
+from pipeline.config import ModelConfig, PenaltyConfig
+from pipeline.models import blocks
+
+
+class DiscriminatorOutput(NamedTuple):
+    """Per image, (B,) each."""
+
+    real: Tensor
+    fake: Tensor
+    penalty: Tensor
+
+
+class Discriminator(nn.Module):
+    """D: five blocks as E, then one linear output without sigmoid.
+
+    ONE forward scores real and fake images and computes the penalty, so that one DDP forward meets one backward.
+    """
+
+    def __init__(self, config: ModelConfig, penalty: PenaltyConfig, image_size: int) -> None:
+        super().__init__()
+        self.penalty = penalty
+        self.body = blocks.down_stack(config.base_channels, config.kernel_size, config.discriminator_norm)
+        side = image_size // 2**blocks.BLOCKS
+        self.output = nn.Linear(blocks.widths(config.base_channels)[-1] * side * side, 1)
+        with torch.no_grad():
+            self.output.weight.mul_(config.discriminator_output_gain)
+
+    def score(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B,)."""
+        scores: Tensor = self.output(self.body(images).flatten(1))
+        return scores.squeeze(1)
+
+    def forward(self, real: Tensor, fake: Tensor, position: Tensor) -> DiscriminatorOutput:
+        """Scores and penalty.
+
+        Args:
+            real, fake: (B, 3, H, W) in [-1, 1], without gradient.
+            position: (B,) in [0, 1], where on the segment from fake to real the penalty is taken (`interpolate`).
+        """
+        return DiscriminatorOutput(self.score(real), self.score(fake), self._penalty(real, fake, position))
+
+    def _penalty(self, real: Tensor, fake: Tensor, position: Tensor) -> Tensor:
+        """k E_x ||grad_x D(x)||^p, (B,), in fp32 outside autocast: half precision loses the second derivative."""
+        with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
+            real, fake = real.float(), fake.float()
+            if self.penalty.points == "endpoints":
+                return (self._penalty_at(real) + self._penalty_at(fake)) / 2
+            t = position[:, None, None, None]
+            return self._penalty_at(t * real + (1 - t) * fake)
+
+    def _penalty_at(self, points: Tensor) -> Tensor:
+        points = points.detach().requires_grad_(True)
+        (gradients,) = torch.autograd.grad(self.score(points).sum(), points, create_graph=True)
+        return losses.gradient_penalty(gradients, self.penalty.k, self.penalty.p)

@@ -1,0 +1,159 @@
+"""Perceptual network P: the frozen front of a VGG and its tapped layers, METHOD (4) and (5).
+
+The scale of the features decides how much the perceptual terms weigh (METHOD, "Feature scale decides everything"),
+so every tapped layer carries a factor, measured once on real images.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+
+from pipeline.config import LAYERS, PerceptualConfig
+from pipeline.errors import UserError
+
+TAPS = {"vgg16": (0, 5, 10, 17, 24), "vgg19": (0, 5, 10, 19, 28)}
+"""Positions of conv1_1 .. conv5_1 in torchvision's `features`; each is followed by its ReLU, which is tapped."""
+OXFORD_RMS = (40.7, 241.0, 450.0, 346.0, 85.0)
+"""RMS after ReLU of Oxford's VGG-16 on real faces, conv1_1 .. conv5_1 (METHOD)."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RANDOM_SEED = 0
+
+
+class FeatureScales(nn.Module):
+    """The factor of each tapped layer, (L,): all that a checkpoint keeps of P."""
+
+    factor: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(len(LAYERS)))
+
+
+class PerceptualNetwork(nn.Module):
+    """P: images (B, 3, H, W) in [-1, 1] -> features after ReLU of conv1_1 .. conv5_1, times each layer's factor.
+
+    Frozen and always in eval mode. `scales` holds ones until `calibrate` or a checkpoint sets it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: PerceptualConfig) -> None:
+        super().__init__()
+        self.config = config
+        taps = TAPS[config.arch]
+        features = getattr(models, config.arch)(weights=None).features[: taps[-1] + 2]
+        self.features = nn.ModuleList(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in features)
+        self.taps = {tap + 1 for tap in taps}
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+        self.scales = FeatureScales()
+        if config.weights == "random":
+            self._initialise()
+        else:
+            _load(self.features, weights_path(config), config.arch)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "PerceptualNetwork":
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = ((images + 1) / 2 - self.mean) / self.std
+        tapped = []
+        for position, layer in enumerate(self.features):
+            x = layer(x)
+            if position in self.taps:
+                tapped.append(x.float() * self.scales.factor[len(tapped)])
+        return tapped
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the factors so that the RMS of each layer on these real images is what the configuration asks for.
+
+        Args:
+            batches: each (B, 3, H, W) in [-1, 1].
+        """
+        if self.config.feature_scale == "none":
+            return
+        self.scales.factor.fill_(1)
+        squares, count = torch.zeros(len(LAYERS), dtype=torch.float64), 0
+        for images in batches:
+            squares += torch.stack([f.double().square().mean(dim=(1, 2, 3)).sum() for f in self(images)]).cpu()
+            count += len(images)
+        rms = (squares / count).sqrt()
+        wanted = torch.tensor(OXFORD_RMS if self.config.feature_scale == "oxford" else [1.0] * len(LAYERS))
+        self.scales.factor.copy_(wanted / rms)
+
+    def _initialise(self) -> None:
+        generator = torch.Generator().manual_seed(RANDOM_SEED)
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                fan_in = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+                nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / fan_in), generator=generator)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # VGG's convolutions all have a bias
+
+
+def weights_path(config: PerceptualConfig) -> Path:
+    """The file that `config.weights` means: a path as it stands, or torchvision's file in torch's cache.
+
+    Raises:
+        UserError: if it is not there, with the command that fetches it.
+    """
+    if config.weights == "imagenet":
+        path = Path(torch.hub.get_dir()) / "checkpoints" / imagenet_url(config.arch).rsplit("/", 1)[-1]
+        if not path.is_file():
+            raise UserError(
+                f"{path}: the ImageNet weights of {config.arch} are not there; run "
+                f"`latentfuse weights fetch --arch {config.arch}` on a machine with internet that shares this folder "
+                "(TORCH_HOME moves it), or set perceptual.weights to a .safetensors file"
+            )
+        return path
+    path = Path(config.weights)
+    if not path.is_file():
+        raise UserError(f"perceptual.weights: {path}: no such file (imagenet, random, or a .safetensors file)")
+    return path
+
+
+def imagenet_url(arch: str) -> str:
+    """Where torchvision publishes its ImageNet weights of `arch`."""
+    url: str = models.get_model_weights(arch).IMAGENET1K_V1.url  # type: ignore[attr-defined]
+    return url
+
+
+def fetch_weights(arch: str) -> Path:
+    """Download torchvision's ImageNet weights of `arch` into torch's cache, checked against the hash in their name.
+
+    Raises:
+        UserError: for an unknown `arch`, or if the download fails; nothing is left half-written.
+    """
+    if arch not in TAPS:
+        raise UserError(f"--arch {arch}: {' or '.join(TAPS)}")
+    url = imagenet_url(arch)
+    try:
+        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{url}: could not be fetched: {error}; run this where there is internet") from None
+    return weights_path(PerceptualConfig(arch=arch))
+
+
+def _load(features: nn.ModuleList, path: Path, arch: str) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: not readable as weights: {error}") from None
+    wanted = features.state_dict()
+    given = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    for key, tensor in wanted.items():
+        if key not in given or given[key].shape != tensor.shape:
+            raise UserError(f"{path}: features.{key} {tuple(tensor.shape)} is missing or of another shape: not {arch}?")
+    features.load_state_dict({key: given[key].float() for key in wanted})

@@ -1,0 +1,1 @@
+"""The stages, the loop that runs them, and what they stand on."""

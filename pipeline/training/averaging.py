@@ -1,0 +1,55 @@
+"""What turns weights in training into weights for use: a moving average, and BatchNorm's population statistics."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.autoencoder import FusionAutoencoder
+
+
+class MovingAverage:
+    """Exponential moving average of the parameters of a module; `module` is the one to use.
+
+    The decay grows from 0.1 as (1 + step) / (10 + step), so that the random start is soon forgotten.
+    A decay of 0 means no average: `module` is then the trained module itself.
+    """
+
+    def __init__(self, trained: FusionAutoencoder, decay: float) -> None:
+        self.trained, self.decay = trained, decay
+        self.module = copy.deepcopy(trained).requires_grad_(False) if decay else trained
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the trained parameters after `step` steps."""
+        if self.decay:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.module.parameters()), list(self.trained.parameters()), 1 - decay)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds of E and G."""
+        return {"autoencoder": self.trained} | ({"average": self.module} if self.decay else {})
+
+
+@torch.no_grad()
+def calibrate_batch_norm(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
+    """Set the running statistics of every BatchNorm to their mean over `batches`, at the present weights.
+
+    The statistics that training leaves behind depend on the number of ranks and belong to the weights of many
+    steps, not to these, and not to an average.
+
+    Args:
+        batches: arguments of the module's forward.
+    """
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta, training = [layer.momentum for layer in norms], module.training
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None  # a cumulative mean
+    module.train()
+    for arguments in batches:
+        module(*arguments)
+    module.train(training)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum

@@ -1,0 +1,171 @@
+"""Checkpoints: whole and checked, or not there.
+
+Layout of one: `step-00001000/` with `model.safetensors` (weights, averages, buffers), `optimizers.pt` (loadable
+with `weights_only=True`), `state.json` (step, configuration, data) and `manifest.json` (SHA-256 of the others).
+Written to a temporary folder, flushed, renamed; only then the oldest are dropped.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline import files
+from pipeline.errors import UserError
+
+WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    weights: dict[str, Tensor]
+    """Flat, on the CPU; `autoencoder.encoder.body.0.0.weight` and so on."""
+    optimizers: dict[str, Any]
+    state: dict[str, Any]
+    digest: str
+    """SHA-256 of the weights' file."""
+
+    @property
+    def step(self) -> int:
+        return int(self.state["step"])
+
+    def module(self, name: str) -> dict[str, Tensor]:
+        """The state dict of one module."""
+        prefix = name + "."
+        return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+
+
+def save(
+    folder: Path, step: int, weights: dict[str, Tensor], optimizers: dict[str, Any], state: dict[str, Any], keep: int
+) -> Path:
+    """Write `folder/step-N` and drop all but the newest `keep`.
+
+    Raises:
+        UserError: if the disk says no; what was there before is untouched.
+    """
+    path = folder / f"step-{step:08d}"
+    temporary = folder / f".{path.name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
+        torch.save(optimizers, temporary / OPTIMIZERS)
+        (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2))
+        sums = {name: files.sha256(temporary / name) for name in (WEIGHTS, OPTIMIZERS, STATE)}
+        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
+        for name in (WEIGHTS, OPTIMIZERS, STATE, MANIFEST):
+            files.fsync(temporary / name)
+        files.fsync(temporary)
+        shutil.rmtree(path, ignore_errors=True)  # there only if it failed to verify, or is being saved again
+        temporary.rename(path)
+        files.fsync(folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{path}: the checkpoint could not be written: {error}; earlier ones are intact") from None
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return path
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first, verified or not."""
+    return sorted(folder.glob("step-*"))
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint and check every byte of it.
+
+    Raises:
+        UserError: naming the file that is missing, damaged or unreadable.
+    """
+    try:
+        sums = json.loads((path / MANIFEST).read_text())
+        for name in (WEIGHTS, OPTIMIZERS, STATE):
+            if files.sha256(path / name) != sums[name]:
+                raise UserError(f"{path / name}: damaged: its SHA-256 is not the manifest's")
+        return Checkpoint(
+            path,
+            load_file(path / WEIGHTS),
+            torch.load(path / OPTIMIZERS, map_location="cpu", weights_only=True),
+            json.loads((path / STATE).read_text()),
+            sums[WEIGHTS],
+        )
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path / MANIFEST}: damaged: not a checkpoint's manifest") from None
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and why each newer one was passed over.
+
+    Raises:
+        UserError: if there are checkpoints, but none verifies: starting over would lose them in silence.
+    """
+    passed_over: list[str] = []
+    for path in reversed(steps(folder)):
+        try:
+            return load(path), passed_over
+        except UserError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise UserError(f"{folder}: no checkpoint verifies ({'; '.join(passed_over)}); remove the folder to start over")
+    return None, []
+
+
+def find(path: Path) -> Checkpoint:
+    """A checkpoint by its own folder, by its stage's folder, or by its run's (the last stage reached).
+
+    Raises:
+        UserError: if there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return load(path)
+    for folder in (path, path / "checkpoints", *(path / stage / "checkpoints" for stage in ("train", "pretrain"))):
+        found, passed_over = newest(folder)
+        for reason in passed_over:
+            print(f"passed over {reason}", flush=True)
+        if found:
+            return found
+    raise UserError(f"{path}: no checkpoint here; `latentfuse pretrain` and then `train` make them")
+
+
+@contextmanager
+def claimed(run_dir: Path, is_main: bool) -> Iterator[None]:
+    """Hold the run folder for this job, on its main rank; the lock goes when the process does, however it ends.
+
+    Raises:
+        UserError: if another job holds it, or it cannot be written.
+    """
+    if not is_main:
+        yield
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"{run_dir}: another job is running here; wait for it, or set another run_dir") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,209 @@
+"""Fusion training of E, G and D, METHOD (11) and (12): one discriminator step, one generator step."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline import latents, losses, pictures
+from pipeline.config import LAYERS, STYLE_LAYERS
+from pipeline.data.loader import MicroBatch
+from pipeline.data.order import Stream, generator
+from pipeline.evaluation.effects import effect_matrix
+from pipeline.images import normalise
+from pipeline.models.autoencoder import FusionAutoencoder, FusionOutput, rolled
+from pipeline.models.blocks import BLOCKS
+from pipeline.models.discriminator import Discriminator
+from pipeline.models.perceptual import PerceptualNetwork
+from pipeline.training import checkpoint
+from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
+from pipeline.training.loop import Setup, restore
+
+SHOWN_PAIRS, STRIP = 4, 6
+"""Held-out pairs in the fusion strip, and images from A to B in each."""
+EFFECT_IMAGES = 64
+
+
+class Inputs(NamedTuple):
+    """One micro-batch on the device; every image is A, and the one before it its B."""
+
+    images: Tensor
+    """(m, 3, S, S) in [-1, 1]."""
+    lambda_: Tensor
+    """(m, N) or (m, N, h, w)."""
+    position: Tensor
+    """(m,) in [0, 1]: where D's gradient is penalised."""
+
+
+class FusionStage:
+    """One step: D minimises E[D(C)] - E[D(I)] + penalty, then E and G minimise (11)."""
+
+    name = "train"
+
+    def __init__(self, setup: Setup, pretrained: Path) -> None:
+        config, self.setup, self.runtime = setup.config, setup, setup.runtime
+        self.pretrained = pretrained
+        self.total_steps = config.training.fusion_steps
+        device = self.runtime.device
+        autoencoder = FusionAutoencoder(config.model).to(device)
+        self.average = MovingAverage(autoencoder, config.training.ema_decay)
+        self.critic = Discriminator(config.model, config.penalty, config.data.image_size).to(device)
+        self.perceptual = PerceptualNetwork(config.perceptual).to(device)
+        self.autoencoder = self.runtime.wrap(autoencoder)
+        self.discriminator = self.runtime.wrap(self.critic)
+        self.optimizers = {
+            "autoencoder": self.runtime.optimizer([autoencoder], config.optimizer),
+            "discriminator": self.runtime.optimizer([self.critic], config.optimizer),
+        }
+        self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
+        self.weights = config.loss_weights.model_dump()
+        self.owners = latents.owner_matrix(
+            config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
+        ).to(device)
+
+    def begin(self) -> None:
+        found = checkpoint.find(self.pretrained)
+        restore(found, self.average.modules())
+        self.perceptual.calibrate(images.to(self.runtime.device) for images in self.setup.calibration)
+        self.runtime.say(f"train: started from {found.path}")
+
+    def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
+        micros = self._inputs(step, batch)
+        outputs, terms = self._discriminator_step(micros)
+        terms |= self._generator_step(micros, outputs)
+        self.average.update(self.setup.config.training.pretrain_steps + step + 1)
+        return terms
+
+    def _discriminator_step(self, micros: list[Inputs]) -> tuple[list[FusionOutput], dict[str, Tensor]]:
+        """Returns the outputs whose graph the generator step may use: with one micro-batch they fit in memory."""
+        keep = len(micros) == 1
+        outputs, sums = [], Sums(len(micros))
+        for place, micro in enumerate(micros, 1):
+            with torch.set_grad_enabled(keep):
+                output = self.autoencoder(micro.images, micro.lambda_)
+            if keep:
+                outputs.append(output)
+            with self.runtime.accumulating(self.discriminator, more=place < len(micros)):
+                real, fake, penalty = self.discriminator(micro.images, output.fused.detach(), micro.position)
+                critic = losses.adversarial_critic(real, fake).mean()
+                self.runtime.backward((critic + penalty.mean()) / len(micros))
+            sums.add({"loss/penalty": penalty, "critic/real": real, "critic/fake": fake, "critic/wasserstein": -critic})
+        norm = self.runtime.apply(self.optimizers["discriminator"], "train, discriminator")
+        means = sums.means()
+        return outputs, {**means, "loss_weighted/penalty": means["loss/penalty"], "gradient_norm/discriminator": norm}
+
+    def _generator_step(self, micros: list[Inputs], outputs: list[FusionOutput]) -> dict[str, Tensor]:
+        """D is frozen, and called without its DDP wrapper: nothing of it is averaged here."""
+        self.critic.requires_grad_(False)
+        sums = Sums(len(micros))
+        for place, micro in enumerate(micros, 1):
+            with self.runtime.accumulating(self.autoencoder, more=place < len(micros)):
+                output = outputs[place - 1] if outputs else self.autoencoder(micro.images, micro.lambda_)
+                terms, per_layer = self._terms(micro, output)
+                total = losses.weighted_total(terms, self.weights)
+                self.runtime.backward(total / len(micros))
+            sums.add({f"loss/{name}": term for name, term in terms.items()} | per_layer | {"loss/total": total})
+            sums.add({"loss/autoencoder": losses.reconstruction(output.reconstruction, micro.images)})
+        self.critic.requires_grad_(True)
+        norm = self.runtime.apply(self.optimizers["autoencoder"], "train, autoencoder")
+        means = sums.means()
+        weighted = {f"loss_weighted/{name}": weight * means[f"loss/{name}"] for name, weight in self.weights.items()}
+        return {**means, **weighted, "gradient_norm/autoencoder": norm}
+
+    def _terms(self, micro: Inputs, output: FusionOutput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The terms of (11), (m,) each, by the names of the weights; and the perceptual ones by layer."""
+        images, lambda_, _ = micro
+        reconstruction, fused = output
+        assert fused is not None, "fusion training gives a Lambda to every forward"
+        with self.runtime.autocast():
+            scores = self.critic.score(fused)
+            with torch.no_grad():
+                features_a = self.perceptual(images)
+            features = self.perceptual(fused)
+        content, style = torch.zeros_like(scores), torch.zeros_like(scores)
+        per_layer = {}
+        for layer, feature, feature_a, owner in zip(
+            LAYERS, features, features_a, latents.layer_lambdas(lambda_, self.owners).unbind(1), strict=True
+        ):
+            if layer in STYLE_LAYERS:
+                by_image = owner.flatten(1).mean(1) if owner.dim() > 1 else owner
+                term = losses.style(feature, feature_a, rolled(feature_a), by_image)
+                style = style + term
+            else:
+                term = losses.content(feature, feature_a, rolled(feature_a), owner)
+                content = content + term
+            per_layer[f"loss_layer/{layer}"] = term
+        # (7) and (9): B' is A' rolled, so over the batch both halves of the sum are alike.
+        endpoints = _endpoint_reconstruction(fused, images, lambda_)
+        return {
+            "adversarial": losses.adversarial_generator(scores),
+            "content": content,
+            "style": style,
+            "reconstruction": 2 * losses.reconstruction(reconstruction, images) + endpoints,
+            "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(reconstruction),
+        }, per_layer
+
+    def _inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:
+        config, device = self.setup.config, self.runtime.device
+        size = config.training.global_batch_size
+        lambda_ = self._draw(generator(config.seed, Stream.LAMBDA, step), size)
+        position = torch.from_numpy(generator(config.seed, Stream.PENALTY, step).random(size, dtype="float32"))
+        return [
+            Inputs(
+                normalise(micro.images.to(device, non_blocking=True)),
+                lambda_[micro.place].to(device, non_blocking=True),
+                position[micro.place].to(device, non_blocking=True),
+            )
+            for micro in batch
+        ]
+
+    def _draw(self, random: np.random.Generator, count: int) -> Tensor:
+        config = self.setup.config
+        side = config.data.image_size // 2**BLOCKS
+        shared = config.fusion.reading == "shared"
+        return latents.draw(random, count, config.model.elements, side, side, config.fusion.mixture, shared)
+
+    def settle(self) -> None:
+        device, calibration = self.runtime.device, self.setup.calibration
+        lambda_ = self._draw(generator(self.setup.config.seed, Stream.HELD_OUT, 0), sum(map(len, calibration)))
+        lambdas = lambda_.split([len(images) for images in calibration])
+        pairs = zip(calibration, lambdas, strict=True)
+        calibrate_batch_norm(self.average.module, ((i.to(device), lam.to(device)) for i, lam in pairs))
+
+    def pictures(self) -> dict[str, Image]:
+        held_out, elements = self.setup.held_out, self.setup.config.model.elements
+        images = held_out.load(list(range(min(EFFECT_IMAGES, len(held_out))))).to(self.runtime.device)
+        model = self.average.module.eval()
+        pairs = [images[i : i + 2] for i in range(0, min(2 * SHOWN_PAIRS, len(images) - 1), 2)]
+        strips = [[a, *pictures.strip(model, a, b, STRIP), b] for a, b in pairs]
+        effects = effect_matrix(model, self.perceptual, images.split(self.setup.config.evaluation.batch_size), elements)
+        model.train()
+        names = [f"element {n}" for n in range(1, elements + 1)]
+        title = "effect of flipping one element"
+        return {"fusion_strip": pictures.tile(strips), "effects": pictures.heat_map(effects.numpy(), names, LAYERS, title)}
+
+
+def _endpoint_reconstruction(fused: Tensor, images: Tensor, lambda_: Tensor) -> Tensor:
+    """R of (7), (m,): ||C - A|| where Lambda is 1 everywhere, ||C - B|| where it is 0 everywhere, else 0."""
+    flat = lambda_.flatten(1)
+    is_a, is_b = (flat == 1).all(1), (flat == 0).all(1)
+    to_a, to_b = losses.reconstruction(fused, images), losses.reconstruction(fused, rolled(images))
+    return is_a * to_a + is_b * to_b
+
+
+class Sums:
+    """Means of terms over the micro-batches of a step."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().mean()
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value / self.count for name, value in self.sums.items()}

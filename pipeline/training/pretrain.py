@@ -1,0 +1,58 @@
+"""Pre-training of E and G as an autoencoder, METHOD (10)."""
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline import losses, pictures
+from pipeline.data.loader import MicroBatch
+from pipeline.images import normalise
+from pipeline.models.autoencoder import FusionAutoencoder
+from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
+from pipeline.training.loop import Setup
+
+SHOWN = 8
+"""Held-out faces in the picture of reconstructions."""
+
+
+class PretrainStage:
+    """One step: E and G minimise ||G(E(A)) - A||_1."""
+
+    name = "pretrain"
+
+    def __init__(self, setup: Setup) -> None:
+        config, self.setup, self.runtime = setup.config, setup, setup.runtime
+        self.total_steps = config.training.pretrain_steps
+        module = FusionAutoencoder(config.model).to(self.runtime.device)
+        self.average = MovingAverage(module, config.training.ema_decay)
+        self.autoencoder = self.runtime.wrap(module)
+        self.optimizers = {"autoencoder": self.runtime.optimizer([module], config.optimizer)}
+        self.modules = self.average.modules()
+
+    def begin(self) -> None:
+        pass
+
+    def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
+        total = torch.zeros((), device=self.runtime.device)
+        for place, micro in enumerate(batch, 1):
+            images = normalise(micro.images.to(self.runtime.device, non_blocking=True))
+            with self.runtime.accumulating(self.autoencoder, more=place < len(batch)):
+                output = self.autoencoder(images)
+                loss = losses.reconstruction(output.reconstruction, images).mean() / len(batch)
+                self.runtime.backward(loss)
+            total += loss.detach()
+        norm = self.runtime.apply(self.optimizers["autoencoder"], "pretrain")
+        self.average.update(step + 1)
+        return {"loss/autoencoder": total, "loss/total": total, "gradient_norm/autoencoder": norm}
+
+    def settle(self) -> None:
+        device = self.runtime.device
+        calibrate_batch_norm(self.average.module, ((images.to(device),) for images in self.setup.calibration))
+
+    @torch.no_grad()
+    def pictures(self) -> dict[str, Image]:
+        images = self.setup.held_out.load(list(range(min(SHOWN, len(self.setup.held_out)))))
+        model = self.average.module.eval()
+        reconstructions = model(images.to(self.runtime.device)).reconstruction
+        model.train()
+        return {"reconstruction": pictures.tile([list(images), list(reconstructions)])}

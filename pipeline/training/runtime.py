@@ -1,0 +1,209 @@
+"""Processes, devices, precision and signals: the sole owner of AMP and of DDP wrapping.
+
+`accelerate` does the work; what it hides and what matters here is spelled out at the lines concerned.
+"""
+
+import os
+import signal
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+from torch import Tensor, nn
+
+from pipeline.config import OptimizerConfig, TrainingConfig
+from pipeline.errors import UserError
+
+MIN_LOSS_SCALE = 1e-4
+"""A loss scale under this means that every step overflows: the run is lost, and stops."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Runtime:
+    """One per process. Every rank constructs it, before any module."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        check_device(config.device, precision)
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=config.device == "cpu",
+            kwargs_handlers=[
+                # BatchNorm's running statistics are recomputed before use (averaging.py), never sent.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                GradScalerKwargs(init_scale=2.0**14, growth_interval=1000),
+            ],
+        )
+        self.precision = precision
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._max_skipped = config.max_skipped_steps
+        self._signal = 0
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def rank(self) -> int:
+        return int(self.accelerator.process_index)
+
+    @property
+    def world_size(self) -> int:
+        return int(self.accelerator.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def say(self, message: str) -> None:
+        """Print a line, on the main rank only."""
+        if self.is_main:
+            print(message, flush=True)
+
+    def wrap(self, module: M) -> M:
+        """Move to the device and wrap in DDP where there are several ranks. Its forward runs under autocast."""
+        wrapped: M = self.accelerator.prepare_model(module)
+        return wrapped
+
+    def optimizer(self, modules: Iterable[nn.Module], config: OptimizerConfig) -> AcceleratedOptimizer:
+        """Adam over the parameters of `modules`."""
+        parameters = [p for module in modules for p in module.parameters()]
+        adam = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+        return self.accelerator.prepare_optimizer(adam)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """For the calls of modules that `wrap` did not see."""
+        context: AbstractContextManager[Any] = self.accelerator.autocast()
+        return context
+
+    def accumulating(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
+        """Keep DDP from averaging gradients while `more` micro-batches of the step follow."""
+        context: AbstractContextManager[Any] = self.accelerator.no_sync(module if more else None)
+        return context
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward of a scalar, times the loss scale under fp16."""
+        self.accelerator.backward(loss)
+
+    def apply(self, optimizer: AcceleratedOptimizer, what: str) -> Tensor:
+        """One optimizer step, unless a gradient is not finite; then the gradients are cleared.
+
+        Every rank holds the same averaged gradients, so all of them decide alike.
+
+        Returns:
+            The norm of the gradients, a float32 scalar.
+
+        Raises:
+            UserError: after `max_skipped_steps` skipped in a row, or when the loss scale has collapsed.
+        """
+        self.accelerator.unscale_gradients(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if torch.isfinite(norm) or self.accelerator.scaler is not None:
+            optimizer.step()  # the scaler, where there is one, skips the step and lowers the scale
+        finite = bool(torch.isfinite(norm))
+        optimizer.zero_grad()
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        self.skipped_steps += not finite
+        if self._skipped_in_a_row >= self._max_skipped:
+            raise UserError(
+                f"{what}: the gradient was not finite {self._skipped_in_a_row} times in a row; the run stops. "
+                "Resume from the last checkpoint with a lower optimizer.learning_rate, or without mixed precision"
+            )
+        if self.loss_scale < MIN_LOSS_SCALE:
+            raise UserError(f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no")
+        return norm
+
+    @property
+    def loss_scale(self) -> float:
+        """The scale of fp16 losses; 1 in other precisions."""
+        scaler = self.accelerator.scaler
+        return 1.0 if scaler is None else float(scaler.get_scale())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over ranks, on every rank."""
+        return self.accelerator.reduce(values, reduction="mean")  # type: ignore[return-value]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+    def scaler_state(self) -> dict[str, Any]:
+        """Of the fp16 loss scaler; empty in other precisions."""
+        scaler = self.accelerator.scaler
+        return {} if scaler is None else scaler.state_dict()
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        if self.accelerator.scaler is not None and state:
+            self.accelerator.scaler.load_state_dict(state)
+
+    def listen(self) -> None:
+        """From here on Ctrl-C, SIGTERM and SIGUSR1 ask for a stop after the step; a second Ctrl-C stops at once."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def stop_listening(self) -> None:
+        """Back to what these signals do in any Python program."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+    def stop_signal(self) -> int:
+        """The signal that some rank has received, agreed on by all ranks; 0 for none."""
+        if self.world_size == 1:
+            return self._signal
+        received = torch.tensor(self._signal, device=self.device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        return int(received.item())
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self.accelerator.end_training()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+
+def check_device(device: str, precision: str) -> None:
+    """Refuse what this machine cannot do.
+
+    Raises:
+        UserError: no GPU where one was asked for, a GPU this torch was not built for, or an unsupported precision.
+    """
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise UserError("training.device: cuda was asked for, but torch sees no GPU here; `latentfuse doctor` says why")
+    on_cuda = has_cuda and device != "cpu"
+    if precision == "fp16" and not on_cuda:
+        raise UserError("training.mixed_precision: fp16 needs a CUDA GPU; use bf16 or no on a CPU")
+    if on_cuda:
+        problem = unsupported_gpu()
+        if problem:
+            raise UserError(problem)
+        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(f"training.mixed_precision: {torch.cuda.get_device_name()} has no bf16; use fp16")
+
+
+def unsupported_gpu() -> str | None:
+    """Why this build of torch cannot run on the first GPU, with the fix; None if it can, or if there is no GPU."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    built = torch.cuda.get_arch_list()
+    # Binaries run on any GPU of the same major architecture and an equal or higher minor one.
+    if any(a.startswith("sm_") and int(a[3:-1]) == major and int(a[-1]) <= minor for a in built if a[3:].isdigit()):
+        return None
+    return (
+        f"{torch.cuda.get_device_name()} is sm_{major}{minor}, but torch {torch.__version__} is built for {' '.join(built)}; "
+        "run: pip install 'torch==2.10.0' 'torchvision==0.25.0'"
+    )
