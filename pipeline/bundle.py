@@ -1,8 +1,8 @@
 """Bundles: what a user of a trained model loads. Safetensors, JSON and a model card; no pickle.
 
-    BUNDLE/model.safetensors   encoder and generator, feature scales (several files and an index above a size)
-    BUNDLE/config.json         the training configuration and what the weights come from
-    BUNDLE/README.md           the model card
+BUNDLE/model.safetensors   encoder and generator, feature scales (several files and an index above a size)
+BUNDLE/config.json         the training configuration and what the weights come from
+BUNDLE/README.md           the model card
 """
 
 import json
@@ -77,7 +77,9 @@ class Bundle:
             batch = photograph if photograph.dim() == 4 else photograph[None]
             if batch.shape[1:] != (3, self.image_size, self.image_size):
                 shape, size = tuple(photograph.shape), self.image_size
-                raise UserError(f"an image tensor of shape {shape}: this bundle takes (B, 3, {size}, {size}) in [-1, 1]")
+                raise UserError(
+                    f"an image tensor of shape {shape}: this bundle takes (B, 3, {size}, {size}) in [-1, 1]"
+                )
             return batch.to(self.device, torch.float32)
         if isinstance(photograph, Image.Image):
             pixels = images.from_pillow(photograph)
@@ -123,7 +125,8 @@ class Bundle:
             values = values.expand(self.elements)
         side = self.image_size // 32
         place = 0 if values.dim() in (1, 3) else 1
-        if values.dim() > 4 or values.shape[place] != self.elements or values.shape[place + 1 :] not in ((), (side, side)):
+        spatial = values.shape[place + 1 :]
+        if values.dim() > 4 or values.shape[place] != self.elements or spatial not in ((), (side, side)):
             given = f"{len(values)} values" if values.dim() == 1 else f"shape {tuple(values.shape)}"
             raise UserError(
                 f"lambda: {given}: this bundle takes 1 or {self.elements} numbers, or ({self.elements}, {side}, {side})"
@@ -198,7 +201,7 @@ def provenance(found: Checkpoint) -> dict[str, Any]:
 
 def _load_weights(path: Path, modules: nn.Module) -> None:
     try:
-        result = load_torch_model(modules, path, strict=False, map_location="cpu")
+        result: Any = load_torch_model(modules, path, strict=False, map_location="cpu")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: its weights cannot be read: {str(error).splitlines()[0]}") from None
     except SafetensorError as error:
@@ -238,7 +241,8 @@ On the command line: `latentfuse fuse path/of/this/folder a.jpg b.jpg --strip 6`
 | training images seen | {trained["images_seen"]:,} |
 | shards (content hash) | `{trained["data_hash"][:16]}` |
 | weights | {"exponential moving average" if trained["weights"] == "average" else "as trained"} |
-| perceptual network | {perceptual.arch}, weights `{Path(perceptual.weights).name}`, scale `{perceptual.feature_scale}`{labelled} |
+| perceptual network | {perceptual.arch}, weights `{Path(perceptual.weights).name}`{labelled} |
+| feature scale | {perceptual.feature_scale} |
 | base channels, elements, reading | {config.model.base_channels}, {config.model.elements}, {config.fusion.reading} |
 
 Trained on aligned, centred faces: others fuse badly. The faces it draws are of nobody, yet resemble those they

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,8 +22,10 @@ app = typer.Typer(
 weights_app = typer.Typer(help="Weights of the perceptual network.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without it, the built-in defaults.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override, repeatable.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file; without it, the built-in defaults.")
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override; repeat it.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; default: every processor.")]
@@ -63,9 +65,9 @@ def synth(
 
 @app.command()
 def shard(
-    source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG or PNG files.")],
+    source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG or PNG.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for train/ and test/.")] = None,
-    split: Annotated[str, typer.Option(help="paper (the last 2,599 are test), official, or the test fraction.")] = "paper",
+    split: Annotated[str, typer.Option(help="paper (last 2,599 are test), official, or the test fraction.")] = "paper",
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     image_size: Annotated[
         int | None, typer.Option(min=16, help="Crop, resize to this side and re-encode; default: bytes as they are.")
@@ -244,7 +246,7 @@ def doctor(
 
 
 @weights_app.command()
-def fetch(arch: Annotated[str, typer.Option(help="vgg19 or vgg16.")] = "vgg19") -> None:
+def fetch(arch: Annotated[Literal["vgg19", "vgg16"], typer.Option()] = "vgg19") -> None:
     """Download the ImageNet weights into torch's cache; do it where there is internet."""
     from pipeline.models.perceptual import fetch_weights
 

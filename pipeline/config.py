@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Norm = Literal["batch", "layer", "none"]
+Arch = Literal["vgg19", "vgg16"]
 
 
 class Section(BaseModel):
@@ -73,10 +74,10 @@ class ModelConfig(Section):
 
 
 class PerceptualConfig(Section):
-    arch: Literal["vgg19", "vgg16"] = "vgg19"
+    arch: Arch = "vgg19"
     weights: str = "imagenet"
     """`imagenet` (torchvision's, from torch's cache), a .safetensors file, or `random` (for demos and tests)."""
-    feature_scale: Literal["oxford", "unit", "none"] = "oxford"
+    feature_scale: Literal["oxford", "unit", "none"] = "unit"
     """What each tapped layer is rescaled to on real faces: Oxford's RMS, RMS 1, or nothing. See METHOD."""
 
 
@@ -118,11 +119,11 @@ class FusionConfig(Section):
 
 
 class LossWeights(Section):
-    """w1 .. w5 of METHOD (11)."""
+    """w1 .. w5 of METHOD (11). Those of the perceptual terms belong to `perceptual.feature_scale`."""
 
     adversarial: Weight = 1.0
-    content: Weight = 1e-6
-    style: Weight = 5e-5
+    content: Weight = 3.0
+    style: Weight = 5e4
     reconstruction: Weight = 30.0
     total_variation: Weight = 1.0
 
@@ -158,8 +159,8 @@ class TrainingConfig(Section):
     def _divides(self) -> "TrainingConfig":
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
-                f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}; "
-                f"these do: {', '.join(str(m) for m in divisors(self.global_batch_size) if m > 1)}"
+                f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size "
+                f"{self.global_batch_size}; these do: {', '.join(str(m) for m in divisors(self.global_batch_size)[1:])}"
             )
         return self
 

@@ -12,7 +12,6 @@ import torch
 
 from pipeline.config import Config
 from pipeline.data.shards import load_manifest
-from pipeline.data.verifying import quick_problems
 from pipeline.errors import UserError
 from pipeline.models.perceptual import weights_path
 from pipeline.training.runtime import check_device, unsupported_gpu
@@ -71,8 +70,9 @@ def _devices(config: Config) -> list[Check]:
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         bf16 = properties.major >= 8
-        state = f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB, "
-        checks.append(Check(f"GPU {number}", state + ("fp16, bf16 and fp32" if bf16 else "fp16 and fp32, no bf16")))
+        architecture, memory = f"sm_{properties.major}{properties.minor}", properties.total_memory / 2**30
+        precisions = "fp16, bf16 and fp32" if bf16 else "fp16 and fp32, no bf16"
+        checks.append(Check(f"GPU {number}", f"{properties.name}, {architecture}, {memory:.0f} GiB: {precisions}"))
     problem = unsupported_gpu()
     if problem:
         checks.append(Check("torch for this GPU", "not built for it", problem))
@@ -93,11 +93,12 @@ def _disk(folder: Path) -> Check:
 def _shards(folder: Path) -> Check:
     try:
         manifest = load_manifest(folder)
-        problems = quick_problems(folder)
     except UserError as error:
         return Check(f"shards, {folder.name}", "not ready", str(error))
-    if problems:
-        return Check(f"shards, {folder.name}", str(problems[0]), f"latentfuse verify {folder}")
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.bytes:
+            return Check(f"shards, {folder.name}", f"{shard.file} missing or cut short", f"latentfuse verify {folder}")
     size = sum(shard.bytes for shard in manifest.shards) / 2**30
     return Check(f"shards, {folder.name}", f"{manifest.samples} images, {len(manifest.shards)} shards, {size:.2f} GiB")
 

@@ -29,7 +29,7 @@ def decode(data: bytes, name: str) -> Tensor:
     try:
         if data[:2] == b"\xff\xd8":
             buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            image = decode_jpeg(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
+            image: Tensor = decode_jpeg(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
         else:
             with Image.open(io.BytesIO(data)) as picture:
                 image = from_pillow(picture)
@@ -66,7 +66,8 @@ def fit(image: Tensor, size: int, crop: int | None = None) -> Tensor:
     image = center_crop(image, [side, side])
     if side != size:
         image = resize(image, [size, size], antialias=True)
-    return image.contiguous()
+    fitted: Tensor = image.contiguous()
+    return fitted
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -84,7 +84,13 @@ def owner_matrix(reading: str, elements: int, layers: int, given: list[list[floa
 
 
 def draw(
-    random: np.random.Generator, count: int, elements: int, height: int, width: int, mixture: LambdaMixture, shared: bool
+    random: np.random.Generator,
+    count: int,
+    elements: int,
+    height: int,
+    width: int,
+    mixture: LambdaMixture,
+    shared: bool,
 ) -> Tensor:
     """Training Lambdas, one per image, from the configured mixture.
 
@@ -127,6 +133,8 @@ def _rectangles(random: np.random.Generator, count: int, height: int, width: int
     def spans(length: int) -> np.ndarray:
         ends = np.sort(random.integers(0, length, size=(count, 2)), axis=1)  # first and last cell
         cells = np.arange(length)
-        return (cells >= ends[:, :1]) & (cells <= ends[:, 1:])
+        inside: np.ndarray = (cells >= ends[:, :1]) & (cells <= ends[:, 1:])
+        return inside
 
-    return (spans(height)[:, :, None] & spans(width)[:, None, :]).astype(np.float32)
+    rectangles: np.ndarray = spans(height)[:, :, None] & spans(width)[:, None, :]
+    return rectangles.astype(np.float32)

@@ -74,7 +74,7 @@ def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> I
 
     loader = DataLoader(
         dataset,
-        batch_sampler=plan(),  # type: ignore[arg-type]  # any iterable of lists will do
+        batch_sampler=plan(),
         num_workers=config.workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),

@@ -49,13 +49,11 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.global_batch_size % (self.world_size * self.micro_batch_size):
-            per_rank = self.global_batch_size // self.world_size
-            fits = [m for m in divisors(per_rank) if m > 1] if per_rank * self.world_size == self.global_batch_size else []
-            advice = (
-                f"micro_batch_size of {', '.join(map(str, fits))} would do"
-                if fits
-                else f"{', '.join(str(w) for w in divisors(self.global_batch_size // self.micro_batch_size))} ranks would do"
-            )
+            per_rank, rest = divmod(self.global_batch_size, self.world_size)
+            micro_batches = self.global_batch_size // self.micro_batch_size
+            would_do = [] if rest else divisors(per_rank)[1:]
+            what = "a micro_batch_size of" if would_do else "a number of ranks of"
+            advice = f"{what} {', '.join(map(str, would_do or divisors(micro_batches)))} would do"
             raise UserError(
                 f"training.global_batch_size: {self.global_batch_size} is not {self.world_size} ranks x accumulation x "
                 f"micro_batch_size {self.micro_batch_size}; {advice}"

@@ -77,7 +77,8 @@ def as_table(result: dict[str, Any]) -> str:
     lines += [f"| weakest element's largest effect | {effects['weakest']:.3f} |"]
     if "own_share" in effects:
         lines += [f"| own share (chance {1 / len(effects['matrix']):.2f}) | {effects['own_share']:.3f} |"]
-    lines += ["", f"Effect of flipping one element, relative to all ({effects['perceptual']}, {effects['pairs']} pairs):", ""]
+    measured = f"{effects['perceptual']}, {effects['pairs']} pairs"
+    lines += ["", f"Effect of flipping one element, relative to all ({measured}):", ""]
     lines += ["| | " + " | ".join(effects["layers"]) + " |", "|---" * (1 + len(effects["layers"])) + "|"]
     for number, row in enumerate(effects["matrix"], 1):
         lines += [f"| element {number} | " + " | ".join(f"{value:.3f}" for value in row) + " |"]
@@ -125,9 +126,7 @@ def _exactness(bundle: Bundle, batches: Iterator[Tensor]) -> dict[str, float]:
 def _write(bundle: Bundle, dataset: FaceImages, effects: Tensor, result: dict[str, Any], out: Path) -> None:
     images = dataset.load(list(range(min(SHOWN, len(dataset))))).to(bundle.device)
     reconstructions = bundle.generate(bundle.encode(images))
-    strips = [
-        [a, *pictures.strip(bundle.model, a, b, 6), b] for a, b in zip(images[::2], images[1::2], strict=False)
-    ]
+    strips = [[a, *pictures.strip(bundle.model, a, b, 6), b] for a, b in zip(images[::2], images[1::2], strict=False)]
     names = [f"element {n}" for n in range(1, bundle.elements + 1)]
     figures = {
         "reconstruction": pictures.tile([list(images), list(reconstructions)]),

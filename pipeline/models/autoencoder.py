@@ -1,5 +1,6 @@
 """Encoder E, generator G, and the two as one module with one forward, METHOD (1)."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ class Generator(nn.Module):
         super().__init__()
         channels = blocks.widths(config.base_channels)[::-1]
         hidden = [
-            blocks.up(*channels[i : i + 2], config.kernel_size, "batch", nn.ReLU()) for i in range(len(channels) - 1)
+            blocks.up(inputs, outputs, config.kernel_size, "batch", nn.ReLU())
+            for inputs, outputs in itertools.pairwise(channels)
         ]
         output = blocks.up(channels[-1], 3, config.kernel_size, "none", nn.Tanh())
         self.body = nn.Sequential(*hidden, output)

@@ -1,5 +1,7 @@
 """The blocks of E, G and D: strided convolution, normalisation, activation."""
 
+import itertools
+
 from torch import nn
 
 from pipeline.config import Norm
@@ -37,6 +39,5 @@ def up(inputs: int, outputs: int, kernel_size: int, norm: Norm, activation: nn.M
 
 def down_stack(base_channels: int, kernel_size: int, norm: Norm) -> nn.Sequential:
     """The five blocks of E and of D; the first has no normalisation. (B, 3, H, W) -> (B, 16 base, H/32, W/32)."""
-    channels = [3, *widths(base_channels)]
-    kinds: list[Norm] = ["none", *[norm] * (BLOCKS - 1)]
-    return nn.Sequential(*(down(*channels[i : i + 2], kernel_size, kind) for i, kind in enumerate(kinds)))
+    pairs = itertools.pairwise([3, *widths(base_channels)])
+    return nn.Sequential(*(down(*pair, kernel_size, norm if block else "none") for block, pair in enumerate(pairs)))

@@ -29,7 +29,8 @@ class MovingAverage:
 
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds of E and G."""
-        return {"autoencoder": self.trained} | ({"average": self.module} if self.decay else {})
+        modules: dict[str, nn.Module] = {"autoencoder": self.trained}
+        return modules | {"average": self.module} if self.decay else modules
 
 
 @torch.no_grad()

@@ -182,8 +182,8 @@ class FusionStage:
         effects = effect_matrix(model, self.perceptual, images.split(self.setup.config.evaluation.batch_size), elements)
         model.train()
         names = [f"element {n}" for n in range(1, elements + 1)]
-        title = "effect of flipping one element"
-        return {"fusion_strip": pictures.tile(strips), "effects": pictures.heat_map(effects.numpy(), names, LAYERS, title)}
+        heat_map = pictures.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element")
+        return {"fusion_strip": pictures.tile(strips), "effects": heat_map}
 
 
 def _endpoint_reconstruction(fused: Tensor, images: Tensor, lambda_: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ from pipeline.training.runtime import Runtime
 from pipeline.training.tracking import Tracker
 
 CALIBRATION_IMAGES = 256
-FIXED = ("model", "perceptual", "seed", "data.image_size", "data.crop", "data.horizontal_flip", "training.global_batch_size")
-FIXED += ("training.micro_batch_size", "training.ema_decay", "fusion.reading", "fusion.map")
+FIXED = (
+    *("seed", "model", "perceptual", "data.image_size", "data.crop", "data.horizontal_flip"),
+    *("training.global_batch_size", "training.micro_batch_size", "training.ema_decay"),
+    *("fusion.reading", "fusion.map"),
+)
 """What a resumed run may not change: it would no longer be the same run."""
 
 
@@ -32,9 +35,9 @@ class Stage(Protocol):
 
     name: str
     total_steps: int
-    modules: Mapping[str, nn.Module]
+    modules: dict[str, nn.Module]
     """What a checkpoint holds of weights and buffers."""
-    optimizers: Mapping[str, AcceleratedOptimizer]
+    optimizers: dict[str, AcceleratedOptimizer]
 
     def begin(self) -> None:
         """Called once on a fresh start, not on resume."""
@@ -130,7 +133,11 @@ def checkpoint_folder(config: Config, stage: str) -> Path:
 def _save(stage: Stage, setup: Setup, folder: Path, step: int) -> None:
     runtime = setup.runtime
     if runtime.is_main:
-        weights = {f"{name}.{key}": t for name, module in stage.modules.items() for key, t in module.state_dict().items()}
+        weights = {
+            f"{name}.{key}": value
+            for name, module in stage.modules.items()
+            for key, value in module.state_dict().items()
+        }
         optimizers = {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()}
         state = {
             "stage": stage.name,
@@ -172,12 +179,14 @@ def restore(found: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
         try:
             module.load_state_dict(found.module(name))
         except RuntimeError as error:
-            raise UserError(f"{found.path}: the weights of the {name} do not fit: {str(error).splitlines()[-1].strip()}") from None
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{found.path}: the weights of the {name} do not fit: {reason}") from None
 
 
 def _check_same_run(found: Checkpoint, setup: Setup) -> None:
     if found.state["data_hash"] != setup.data_hash:
-        raise UserError(f"{found.path}: was trained on other shards than {setup.train.reader.folder}; set another run_dir")
+        shards = setup.train.reader.folder
+        raise UserError(f"{found.path}: was trained on other shards than {shards}; set another run_dir")
     then, now = found.state["config"], setup.config.as_dict()
     for key in FIXED:
         before, after = _look_up(then, key), _look_up(now, key)

@@ -130,7 +130,8 @@ class Runtime:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over ranks, on every rank."""
-        return self.accelerator.reduce(values, reduction="mean")  # type: ignore[return-value]
+        reduced: Tensor = self.accelerator.reduce(values, reduction="mean")
+        return reduced
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -204,6 +205,6 @@ def unsupported_gpu() -> str | None:
     if any(a.startswith("sm_") and int(a[3:-1]) == major and int(a[-1]) <= minor for a in built if a[3:].isdigit()):
         return None
     return (
-        f"{torch.cuda.get_device_name()} is sm_{major}{minor}, but torch {torch.__version__} is built for {' '.join(built)}; "
-        "run: pip install 'torch==2.10.0' 'torchvision==0.25.0'"
+        f"{torch.cuda.get_device_name()} is sm_{major}{minor}, but torch {torch.__version__} is built for "
+        f"{' '.join(built)}; run: pip install 'torch==2.10.0' 'torchvision==0.25.0'"
     )

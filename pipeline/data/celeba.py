@@ -1,0 +1,267 @@
+"""A source of face images: CelebA as distributed (zip or folder), or any folder of JPEG and PNG files."""
+
+import hashlib
+import os
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import annotations
+from pipeline.data.annotations import Table
+from pipeline.errors import UserError
+
+ARCHIVE = "img_align_celeba.zip"
+FOLDER = "img_align_celeba"
+SUFFIXES = (".jpg", ".jpeg", ".png")
+# Where CelebA's own download keeps its annotation files, beside Img/.
+ANNOTATION_FOLDERS = ("", "Anno", "Eval")
+# Key, dot, extension must fit the 100 bytes of a tar header's name.
+LONGEST_KEY = 80
+
+_LOCAL_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image of a source, not yet read.
+
+    Attributes and landmarks are rows that share their column names: CelebA has 200,000 records of 40 attributes.
+    """
+
+    key: str
+    name: str
+    partition: int | None = None
+    attribute_names: tuple[str, ...] = ()
+    attribute_values: tuple[int, ...] = ()
+    landmark_names: tuple[str, ...] = ()
+    landmark_values: tuple[int, ...] = ()
+
+    @property
+    def attributes(self) -> dict[str, int]:
+        """Attribute name -> value (-1 or 1 in CelebA); empty where the source has none."""
+        return dict(zip(self.attribute_names, self.attribute_values, strict=True))
+
+    @property
+    def landmarks(self) -> dict[str, list[int]]:
+        """Landmark name -> [x, y] in pixels of the original; empty where the source has none."""
+        values = self.landmark_values
+        return {name: [values[2 * i], values[2 * i + 1]] for i, name in enumerate(self.landmark_names)}
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """Where an image is: its path in the folder or the zip and, in a zip, how it is stored there."""
+
+    path: str
+    size: int
+    crc32: int = 0
+    offset: int = 0
+    compressed: int = 0
+    deflated: bool = False
+
+
+class Source:
+    """The images of a folder or a zip. Picklable; files are opened in the process that reads them."""
+
+    def __init__(self, location: Path, files: dict[str, _File], records: list[Record], fingerprint: str) -> None:
+        self.location = location
+        self.records = records
+        self.fingerprint = fingerprint
+        self._files = files
+        self._is_archive = location.is_file()
+        self._descriptor: int | None = None
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one image, by its record's name.
+
+        Raises:
+            OSError: it cannot be read, or is damaged inside the zip.
+        """
+        file = self._files[name]
+        if not self._is_archive:
+            return (self.location / file.path).read_bytes()
+        if self._descriptor is None:
+            self._descriptor = os.open(self.location, os.O_RDONLY)
+        # pread: forked workers share the descriptor, but no position in it.
+        header = os.pread(self._descriptor, _LOCAL_HEADER_BYTES, file.offset)
+        if header[:4] != b"PK\x03\x04":
+            raise OSError("damaged in the zip (no local header)")
+        skip = _LOCAL_HEADER_BYTES + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        data = os.pread(self._descriptor, file.compressed, file.offset + skip)
+        if file.deflated:
+            try:
+                data = zlib.decompress(data, -zlib.MAX_WBITS)
+            except zlib.error as error:
+                raise OSError(f"damaged in the zip ({error})") from None
+        if len(data) != file.size or zlib.crc32(data) != file.crc32:
+            raise OSError("damaged in the zip (CRC32 differs)")
+        return data
+
+    def close(self) -> None:
+        """Close the zip, if it is open."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_descriptor": None}
+
+
+def open_source(path: Path) -> Source:
+    """List the images of `path` and read the annotations near it; no image is opened.
+
+    Args:
+        path: a zip, a folder that contains `img_align_celeba.zip` or `img_align_celeba/`, or any folder of images.
+
+    Raises:
+        UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
+    """
+    location = _locate(path)
+    files = _list_archive(location) if location.is_file() else _list_folder(location)
+    if not files:
+        raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
+    # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
+    parents = {file.path.rpartition("/")[0] for file in files}
+    prefix = os.path.commonpath(parents) if "" not in parents else ""
+    by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
+    tables, contents = _read_annotations(path, location, prefix)
+    digest = hashlib.sha256()
+    for name in sorted(by_name):
+        file = by_name[name]
+        digest.update(f"{name}\0{file.size}\0{file.crc32}\n".encode("utf-8", "surrogateescape"))
+    for stem in sorted(contents):
+        digest.update(f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n".encode())
+    return Source(location, by_name, _records(by_name, tables), digest.hexdigest())
+
+
+def _locate(path: Path) -> Path:
+    """The zip or the folder that holds the images."""
+    if path.is_file():
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: not a folder and not a zip file, or a zip that is damaged or cut; copy it again")
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such file or folder")
+    if (path / ARCHIVE).is_file():
+        return _locate(path / ARCHIVE)
+    while (path / FOLDER).is_dir():
+        path = path / FOLDER
+    return path
+
+
+def _is_image(path: str) -> bool:
+    parts = path.split("/")
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return not hidden and parts[-1].lower().endswith(SUFFIXES)
+
+
+def _list_folder(folder: Path) -> list[_File]:
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        relative = os.path.relpath(parent, folder)
+        for name in filter(_is_image, names):
+            path = os.path.join(parent, name)
+            try:
+                size = os.stat(path).st_size
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}; a broken link?") from None
+            files.append(_File(name if relative == "." else f"{relative}/{name}", size))
+    return files
+
+
+def _list_archive(path: Path) -> list[_File]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir() and _is_image(entry.filename)]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
+    for entry in entries:
+        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{path}: {entry.filename}: encrypted or of an unknown compression; unpack the zip first")
+    return [
+        _File(
+            entry.filename,
+            entry.file_size,
+            entry.CRC,
+            entry.header_offset,
+            entry.compress_size,
+            entry.compress_type == zipfile.ZIP_DEFLATED,
+        )
+        for entry in entries
+    ]
+
+
+def _read_annotations(path: Path, location: Path, prefix: str) -> tuple[dict[str, Table], dict[str, bytes]]:
+    """Every annotation file found: parsed, and as bytes for the fingerprint."""
+    images = location.parent if location.is_file() else location / prefix
+    base = path.parent if path.is_file() else path
+    near = [images, images.parent, base, base.absolute().parent]
+    tables, contents = {}, {}
+    for stem in annotations.STEMS:
+        places = [
+            folder / inner / f"{stem}{suffix}"
+            for folder in near
+            for inner in ANNOTATION_FOLDERS
+            for suffix in (".txt", ".csv")
+        ]
+        found = next((place for place in places if place.is_file()), None)
+        if found is None:
+            continue
+        try:
+            contents[stem] = found.read_bytes()
+        except OSError as error:
+            raise UserError(f"{found}: cannot be read: {error.strerror}") from None
+        tables[stem] = annotations.parse(stem, str(found), contents[stem])
+    return tables, contents
+
+
+def _records(names: Iterable[str], tables: dict[str, Table]) -> list[Record]:
+    none = Table()
+    attributes = tables.get(annotations.ATTRIBUTES, none)
+    landmarks = tables.get(annotations.LANDMARKS, none)
+    partitions = tables.get(annotations.PARTITION, none)
+    points = annotations.landmark_names(landmarks.columns)
+    records = []
+    for name, key in _keys(names).items():
+        attribute_row, landmark_row, partition_row = attributes.get(name), landmarks.get(name), partitions.get(name)
+        records.append(
+            Record(
+                key,
+                name,
+                partition_row[0] if partition_row else None,
+                attributes.columns if attribute_row else (),
+                attribute_row or (),
+                points if landmark_row else (),
+                landmark_row or (),
+            )
+        )
+    return sorted(records, key=lambda record: record.key)
+
+
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """Image name -> key: unique, without dots (WebDataset ends a key at the first one) and in plain ASCII.
+
+    Names whose keys would collide, and keys too long for a tar header, get eight digits of the name's hash.
+    """
+    plain = {name: re.sub(r"[^A-Za-z0-9_-]", "_", name.rsplit(".", 1)[0]) for name in names}
+    uses = Counter(plain.values())
+    keys = {}
+    for name, key in plain.items():
+        if uses[key] > 1 or len(key) > LONGEST_KEY:
+            digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+            key = f"{key[: LONGEST_KEY - 9]}-{digest}"
+        keys[name] = key
+    if len(set(keys.values())) < len(keys):
+        twice, _ = Counter(keys.values()).most_common(1)[0]
+        both = sorted(name for name, key in keys.items() if key == twice)
+        raise UserError(f"{both[0]} and {both[1]} would both get the key {twice}; rename one")
+    return keys

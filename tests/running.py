@@ -1,0 +1,155 @@
+"""Tiny shards, configurations and runs, for tests of training, bundles and the command line."""
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import cli
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.data.writing import write_shards
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TRAIN, TEST = 10, 4
+"""Images in the two splits of `make_shards`."""
+
+TINY: dict[str, Any] = {
+    "data": {"image_size": 32, "workers": 0},
+    "model": {"base_channels": 2},
+    "perceptual": {"arch": "vgg16", "weights": "random", "feature_scale": "none"},
+    "loss_weights": {"content": 0.5, "style": 0.5},
+    "training": {
+        "pretrain_steps": 4,
+        "fusion_steps": 4,
+        "global_batch_size": 4,
+        "micro_batch_size": 4,
+        "device": "cpu",
+        "ema_decay": 0.9,
+    },
+    "tracking": {"log_every": 1, "image_every": 4, "checkpoint_every": 2},
+    "evaluation": {"pairs": 4, "batch_size": 3},
+}
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 48), mode: str = "RGB") -> Image.Image:
+    """Smooth random colours; `size` is (width, height)."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def make_photographs(folder: Path, count: int, first_seed: int = 0) -> Path:
+    """`folder/000.jpg` and on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture(first_seed + number).save(folder / f"{number:03d}.jpg", quality=95)
+    return folder
+
+
+def make_shards(folder: Path, first_seed: int = 0) -> Path:
+    """`folder/train` of 10 images and `folder/test` of 4; the photographs are in `folder/photographs`."""
+    photographs = make_photographs(folder / "photographs", TRAIN + TEST, first_seed)
+    write_shards(photographs, folder, split=str(TEST / (TRAIN + TEST)), samples_per_shard=4, workers=1)
+    return folder
+
+
+def tiny_config(run_dir: Path, shards: Path, *overrides: str) -> Config:
+    """A configuration whose every stage takes seconds; `overrides` as for `--set`."""
+    places = (f"run_dir={run_dir}", f"data.shards={shards}")
+    return configuration.load(_tiny_file(run_dir.parent), [*places, *overrides])
+
+
+def tiny_arguments(run_dir: Path, shards: Path, *overrides: str) -> list[str]:
+    """The same configuration as options of a command."""
+    places = (f"run_dir={run_dir}", f"data.shards={shards}")
+    settings = [option for each in (*places, *overrides) for option in ("--set", each)]
+    return ["--config", str(_tiny_file(run_dir.parent)), *settings]
+
+
+def _tiny_file(folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    errors: str
+
+    def assert_one_line(self, *parts: str, code: int = 2) -> None:
+        """One line on standard error that begins with the program's name and holds `parts`; no traceback."""
+        assert self.code == code, (self.code, self.errors)
+        assert self.errors.startswith("latentfuse: "), self.errors
+        assert self.errors.count("\n") == 1, self.errors
+        for part in parts:
+            assert part in self.errors, (part, self.errors)
+        assert "Traceback" not in self.out
+
+
+def latentfuse(*arguments: object) -> Result:
+    """The command line, in this process."""
+    out, errors = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        mock.patch.object(sys, "argv", ["latentfuse", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Result(code, out.getvalue(), errors.getvalue())
+
+
+def start(*arguments: object, module: tuple[str, ...] = ("-m", "pipeline"), **variables: str) -> "subprocess.Popen[str]":
+    """The command line as a process of its own, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *module, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> Result:
+    out, errors = process.communicate(timeout=seconds)
+    return Result(process.returncode, out, errors)
+
+
+def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
+    """Until `condition` holds; fails if `process` ends before."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def listing(folder: Path) -> set[str]:
+    """Every file and folder, hidden ones included."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def scalars(run_dir: Path, stage: str) -> dict[str, dict[int, float]]:
+    """What TensorBoard shows: tag -> step -> value."""
+    events = EventAccumulator(str(run_dir / "tensorboard" / stage)).Reload()
+    return {tag: {each.step: each.value for each in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
