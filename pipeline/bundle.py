@@ -164,7 +164,8 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
     Raises:
         UserError: if `path` holds something else than a bundle, or cannot be written.
     """
-    if path.exists() and not (path / "config.json").is_file():
+    path = path.absolute()
+    if path.exists() and not _is_bundle(path):
         raise UserError(f"{path}: exists and is not a bundle; remove it or name another folder")
     config = configuration.validate(found.state["config"], str(found.path))
     trained = provenance(found)
@@ -189,8 +190,17 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: the bundle could not be written: {error}") from None
+    except ValueError:
+        raise UserError(f"--max-shard-size {max_shard_size}: expected a size as 500MB or 5GB") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        return "latentfuse" in json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def provenance(found: Checkpoint) -> dict[str, Any]:
@@ -203,9 +213,9 @@ def _load_weights(path: Path, modules: nn.Module) -> None:
     try:
         result: Any = load_torch_model(modules, path, strict=False, map_location="cpu")
     except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, SafetensorError):  # the message on top of it advises to allow pickle
+            raise UserError(f"{path}: its weights are damaged or cut short: {error.__cause__}") from None
         raise UserError(f"{path}: its weights cannot be read: {str(error).splitlines()[0]}") from None
-    except SafetensorError as error:
-        raise UserError(f"{path / 'model.safetensors'}: damaged or cut short: {error}") from None
     except RuntimeError as error:  # a shape that does not fit
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path}: config.json does not match the weights: {reason}") from None

@@ -1,8 +1,13 @@
 """The command line. Each command reads its configuration first, then imports what it needs: `--help` is quick."""
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -36,11 +41,30 @@ def main() -> None:
     """Entry point: mistakes become one line and exit code 2, Ctrl-C becomes 130."""
     try:
         app()
+    except SystemExit as stop:
+        if stop.code == 130:  # what Typer makes of Ctrl-C, without a word
+            _end("stopped by Ctrl-C", 130)
+        raise
     except (UserError, Interrupted) as stop:
         _end(str(stop), getattr(stop, "exit_code", 2))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}", 2)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Ctrl-C ends the process at once: nothing is begun yet, and some libraries swallow it or trip over it."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"latentfuse: stopped by Ctrl-C\n")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(message: str, code: int) -> None:
@@ -56,8 +80,9 @@ def synth(
     workers: Workers = None,
 ) -> None:
     """Paint faces with known factors, in CelebA's layout."""
-    from pipeline.data.pool import default_workers
-    from pipeline.data.synth import write_faces
+    with _importing():
+        from pipeline.data.pool import default_workers
+        from pipeline.data.synth import write_faces
 
     write_faces(out, count, seed=seed, workers=workers or default_workers())
     print(f"{count} faces in {out}")
@@ -81,7 +106,8 @@ def shard(
 ) -> None:
     """Write photographs as WebDataset shards; run again to continue."""
     if index_only:
-        from pipeline.data.indexing import index_tars
+        with _importing():
+            from pipeline.data.indexing import index_tars
 
         if out is not None:
             raise UserError(f"--index-only {source}: writes beside the tars; leave out {out}")
@@ -90,7 +116,8 @@ def shard(
         return
     if out is None:
         raise UserError("shard: name the folder to write to: latentfuse shard SOURCE OUT")
-    from pipeline.data.writing import write_shards
+    with _importing():
+        from pipeline.data.writing import write_shards
 
     summary = write_shards(
         source, out, split=split, samples_per_shard=samples_per_shard, image_size=image_size, crop=crop,
@@ -112,7 +139,8 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of shards; names the shard and key of each damage."""
-    from pipeline.data.verifying import verify as check
+    with _importing():
+        from pipeline.data.verifying import verify as check
 
     reports = {str(folder): check(folder, workers=workers) for folder in shards}
     if as_json:
@@ -131,7 +159,8 @@ def verify(
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Pre-train encoder and generator as an autoencoder; run again to resume."""
     resolved = _configuration(config, overrides, dry_run)
-    from pipeline import workflow
+    with _importing():
+        from pipeline import workflow
 
     workflow.pretrain(resolved)
 
@@ -147,7 +176,8 @@ def train(
 ) -> None:
     """Train the fusion from pre-trained weights; run again to resume."""
     resolved = _configuration(config, overrides, dry_run)
-    from pipeline import workflow
+    with _importing():
+        from pipeline import workflow
 
     workflow.train(resolved, init)
 
@@ -156,7 +186,8 @@ def train(
 def run(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Every stage in a row: shard, pretrain, train, export, evaluate, fuse. What is done is skipped."""
     resolved = _configuration(config, overrides, dry_run)
-    from pipeline import workflow
+    with _importing():
+        from pipeline import workflow
 
     workflow.run(resolved)
 
@@ -168,8 +199,9 @@ def export(
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file, as 500MB.")] = "5GB",
 ) -> None:
     """Export a checkpoint as a bundle: safetensors, config.json, model card."""
-    from pipeline.bundle import export_bundle
-    from pipeline.training.checkpoint import find
+    with _importing():
+        from pipeline.bundle import export_bundle
+        from pipeline.training.checkpoint import find
 
     found = find(source)
     export_bundle(found, out, max_shard_size)
@@ -189,8 +221,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out faces."""
-    from pipeline.evaluation.report import as_table
-    from pipeline.evaluation.report import evaluate as measure
+    with _importing():
+        from pipeline.evaluation.report import as_table
+        from pipeline.evaluation.report import evaluate as measure
 
     result = measure(_bundle(bundle, device), shards, out, pairs, perceptual_weights)
     print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
@@ -213,7 +246,8 @@ def fuse(
     """Fuse two photographs."""
     if sum((lambda_ is not None, preset is not None, strip is not None, grid)) > 1:
         raise UserError("fuse: --lambda, --preset, --strip and --grid are four different pictures; give one of them")
-    from pipeline import fuse as fusing
+    with _importing():
+        from pipeline import fuse as fusing
 
     opened = _bundle(bundle, device)
     images = opened.load_image(a), opened.load_image(b)
@@ -224,7 +258,7 @@ def fuse(
     elif preset is not None:
         picture = fusing.single(opened, *images, fusing.preset(preset, opened))
     else:
-        picture = fusing.single(opened, *images, fusing.parse_lambda(lambda_ or "0.5"))
+        picture = fusing.single(opened, *images, fusing.parse_lambda("0.5" if lambda_ is None else lambda_))
     fusing.save(picture, out)
     print(out)
 
@@ -237,7 +271,8 @@ def doctor(
 ) -> None:
     """Check this machine for a run: versions, devices, disk, shards, perceptual weights; each problem with its fix."""
     resolved = _configuration(config, overrides, dry_run=False)
-    from pipeline.doctor import as_text, examine
+    with _importing():
+        from pipeline.doctor import as_text, examine
 
     checks = examine(resolved)
     print(json.dumps([check.as_dict() for check in checks], indent=2) if as_json else as_text(checks))
@@ -248,7 +283,8 @@ def doctor(
 @weights_app.command()
 def fetch(arch: Annotated[Literal["vgg19", "vgg16"], typer.Option()] = "vgg19") -> None:
     """Download the ImageNet weights into torch's cache; do it where there is internet."""
-    from pipeline.models.perceptual import fetch_weights
+    with _importing():
+        from pipeline.models.perceptual import fetch_weights
 
     print(fetch_weights(arch))
 
@@ -264,8 +300,9 @@ def _configuration(path: Path | None, overrides: list[str] | None, dry_run: bool
 
 
 def _bundle(path: Path, device: str) -> Any:
-    from pipeline.bundle import load_bundle
-    from pipeline.training.runtime import check_device
+    with _importing():
+        from pipeline.bundle import load_bundle
+        from pipeline.training.runtime import check_device
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: cpu or cuda")

@@ -23,8 +23,12 @@ Norm = Literal["batch", "layer", "none"]
 Arch = Literal["vgg19", "vgg16"]
 
 
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Section):
@@ -32,7 +36,7 @@ class DataConfig(Section):
     """What `run` shards: `synth` for painted faces, or img_align_celeba.zip, its folder, or any folder of images."""
     synth_count: Positive = 2000
     """Number of faces painted when `source` is `synth`."""
-    split: str = "paper"
+    split: Annotated[str, BeforeValidator(_number_as_text)] = "paper"
     """How `run` splits `source`: `paper`, `official`, or the fraction that becomes the test split."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
     """Unreadable pictures that `run` tolerates in `source`."""
@@ -83,7 +87,8 @@ class PerceptualConfig(Section):
 
 class PenaltyConfig(Section):
     k: Weight = 2.0
-    p: Annotated[float, Field(gt=0)] = 6.0
+    p: Annotated[float, Field(ge=2)] = 6.0
+    """Under 2 the second derivative is infinite where the gradient is 0."""
     points: Literal["interpolate", "endpoints"] = "interpolate"
     """Where the gradient of D is penalised: between a real and a fused image, or at both."""
 
@@ -106,7 +111,7 @@ class LambdaMixture(Section):
     def _adds_up(self) -> "LambdaMixture":
         total = sum(self.model_dump().values())
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"the shares add up to {total:g}; they must add up to 1")
+            raise ValueError(f"*: the shares add up to {total:g}; they must add up to 1")
         return self
 
 
@@ -129,7 +134,7 @@ class LossWeights(Section):
 
 
 class OptimizerConfig(Section):
-    """Adam."""
+    """Adam, in both stages. A short memory (beta2) keeps D from freezing after its first, large penalties."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -177,7 +182,7 @@ class TrackingConfig(Section):
 class EvaluationConfig(Section):
     pairs: Positive = 256
     """Pairs of test images behind the effect matrix."""
-    batch_size: Positive = 32
+    batch_size: Annotated[int, Field(ge=2)] = 32
 
 
 class Config(Section):
@@ -233,10 +238,11 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Config:
     values: Any = {}
     if path is not None:
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = {} if values is None else values  # an empty file
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UserError(f"{path}: must hold sections and keys, not a {type(values).__name__}")
@@ -271,7 +277,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: expected key=value, for example --set training.fusion_steps=500")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     if isinstance(value, str):
         value = _number(value)

@@ -32,7 +32,7 @@ def decode(data: bytes, name: str) -> Tensor:
             image: Tensor = decode_jpeg(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
         else:
             with Image.open(io.BytesIO(data)) as picture:
-                image = from_pillow(picture)
+                image = from_pillow(picture, name)
     except (RuntimeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         raise UserError(f"{name}: not a readable image (JPEG or PNG), or cut short") from None
     if min(image.shape[1:]) < MIN_SIDE:
@@ -52,8 +52,14 @@ def read(path: Path) -> Tensor:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def from_pillow(picture: Image.Image) -> Tensor:
-    """Any Pillow image -> RGB (3, H, W) uint8; its EXIF orientation is applied."""
+def from_pillow(picture: Image.Image, name: str = "picture") -> Tensor:
+    """Any Pillow image of 8 bits per channel -> RGB (3, H, W) uint8; its EXIF orientation is applied.
+
+    Raises:
+        UserError: if it has more bits: Pillow would clip it to white.
+    """
+    if picture.mode.startswith(("I", "F")):
+        raise UserError(f"{name}: mode {picture.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
     return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB"))).permute(2, 0, 1)
 
 

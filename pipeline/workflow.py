@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from pipeline import bundle as bundles
-from pipeline import files, fuse
-from pipeline.config import Config, dump
+from pipeline import fuse
+from pipeline.config import Config
 from pipeline.data.loader import FaceImages
 from pipeline.data.shards import load_manifest
+from pipeline.errors import UserError
 from pipeline.evaluation.report import as_table, evaluate
 from pipeline.training import checkpoint, loop
 from pipeline.training.fusion import FusionStage
@@ -66,14 +67,17 @@ def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
 
 def _setup(config: Config, runtime: Runtime) -> loop.Setup:
     train = FaceImages(config.shards_dir / "train", config.data)
-    test = config.shards_dir / "test"
-    held_out = FaceImages(test, config.data) if test.exists() else train
-    if held_out is train:
-        runtime.say(f"{test}: not there, so the pictures show training images")
+    held_out = FaceImages(_held_out(config), config.data)
+    if len(train) < 2:
+        raise UserError(f"{train.reader.folder}: {len(train)} image; training fuses pairs and needs at least 2")
     torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
-    if runtime.is_main:
-        files.write_text(config.run_dir / "config.yaml", dump(config))
     return loop.Setup(config, runtime, train, held_out, train.reader.index.manifest.content_hash)
+
+
+def _held_out(config: Config) -> Path:
+    """The split that is shown and measured: `test`, or `train` where `test` does not hold a pair."""
+    test, train = config.shards_dir / "test", config.shards_dir / "train"
+    return test if test.exists() and load_manifest(test).samples >= 2 else train
 
 
 def _prepare_data(config: Config) -> None:
@@ -85,10 +89,11 @@ def _prepare_data(config: Config) -> None:
     from pipeline.data.writing import write_shards
 
     if config.data.source == PAINTED:
+        from pipeline.data.pool import default_workers
         from pipeline.data.synth import write_faces
 
         source = config.run_dir / "faces"
-        write_faces(source, config.data.synth_count, seed=config.seed)
+        write_faces(source, config.data.synth_count, seed=config.seed, workers=default_workers())
     written = write_shards(source, folder, split=config.data.split, max_rejected=config.data.max_rejected)
     print(f"shard: {written.samples} images in {folder}, {written.written} shards new", flush=True)
 
@@ -106,13 +111,11 @@ def _finish(config: Config, device: torch.device) -> dict[str, Path]:
         bundles.export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)
     bundle = bundles.load_bundle(made["bundle"], device)
-    test = config.shards_dir / "test"
-    test = test if test.exists() else config.shards_dir / "train"
-    images = FaceImages(test, config.data)
+    images = FaceImages(_held_out(config), config.data)
     metrics = _read_json(made["evaluation"] / "metrics.json")
     seen = images.reader.index.manifest.content_hash
     if (metrics.get("bundle"), metrics.get("shards")) != (bundle.trained, seen):
-        metrics = evaluate(bundle, test, made["evaluation"])
+        metrics = evaluate(bundle, images.reader.folder, made["evaluation"])
     print(as_table(metrics), flush=True)
     pair = images.load([0, 1]).to(device)
     fuse.save(fuse.strip(bundle, pair[:1], pair[1:], 6), made["strip"])

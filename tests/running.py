@@ -3,24 +3,33 @@
 import contextlib
 import io
 import os
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
+import torch
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import cli
+from pipeline import cli, workflow
 from pipeline import config as configuration
 from pipeline.config import Config
+from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.writing import write_shards
+from pipeline.training import loop
+from pipeline.training.runtime import Runtime
+
+torch.set_num_threads(1)  # networks this small only lose by more
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN, TEST = 10, 4
@@ -105,7 +114,9 @@ def latentfuse(*arguments: object) -> Result:
     """The command line, in this process."""
     out, errors = io.StringIO(), io.StringIO()
     code = 0
+    AcceleratorState._reset_state(True)  # each command believes to be the first
     with (
+        mock.patch.object(loop, "CALIBRATION_IMAGES", 8),
         mock.patch.object(sys, "argv", ["latentfuse", *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
@@ -117,7 +128,9 @@ def latentfuse(*arguments: object) -> Result:
     return Result(code, out.getvalue(), errors.getvalue())
 
 
-def start(*arguments: object, module: tuple[str, ...] = ("-m", "pipeline"), **variables: str) -> "subprocess.Popen[str]":
+def start(
+    *arguments: object, module: tuple[str, ...] = ("-m", "pipeline"), **variables: str
+) -> "subprocess.Popen[str]":
     """The command line as a process of its own, in a process group of its own."""
     return subprocess.Popen(
         [sys.executable, *module, *map(str, arguments)],
@@ -153,3 +166,55 @@ def scalars(run_dir: Path, stage: str) -> dict[str, dict[int, float]]:
     """What TensorBoard shows: tag -> step -> value."""
     events = EventAccumulator(str(run_dir / "tensorboard" / stage)).Reload()
     return {tag: {each.step: each.value for each in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def new_setup(config: Config) -> loop.Setup:
+    """What stages are built on, as the commands do."""
+    AcceleratorState._reset_state(True)
+    return workflow._setup(config, Runtime(config.training))
+
+
+def batch_of(setup: loop.Setup, step: int) -> list[MicroBatch]:
+    """The micro-batches of one step, from 0."""
+    return next(micro_batches(setup.train, setup.order, step, step + 1))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A tiny run that is done."""
+
+    root: Path
+    shards: Path
+    run: Path
+    bundle: Path
+
+    @property
+    def photographs(self) -> tuple[Path, Path]:
+        return self.shards / "photographs" / "000.jpg", self.shards / "photographs" / "001.jpg"
+
+
+_trained: list[Trained] = []
+
+
+def trained_once(factory: pytest.TempPathFactory) -> Trained:
+    """The same for all tests of a session; they only read it."""
+    if not _trained:
+        root = factory.mktemp("trained")
+        made = Trained(root, make_shards(root / "shards"), root / "run", root / "bundle")
+        for command in ("pretrain", "train"):
+            result = latentfuse(command, *tiny_arguments(made.run, made.shards))
+            assert result.code == 0, result
+        assert latentfuse("export", made.run, made.bundle).code == 0
+        _trained.append(made)
+    return _trained[0]
+
+
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """No file of this process may grow beyond `limit` bytes: a full disk, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.images import ImageRejected, check
+from pipeline.data.encoded import ImageRejected, check
 from pipeline.data.packing import reject_at_most, shard_entry, write_index, write_manifest
 from pipeline.data.pool import run_tasks, stoppable
 from pipeline.data.shards import (

@@ -1,7 +1,7 @@
 """Shards -> uint8 micro-batches in the global order, by random access through the shards' index."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,10 @@ class FaceImages(Dataset[Tensor | UserError]):
     def __getitem__(self, item: Item) -> Tensor | UserError:
         index, flip = item
         try:
-            key, data = self.reader.read(index)
-            image = images.fit(images.decode(data, key), self.config.image_size, self.config.crop)
+            _, data = self.reader.read(index)
+            sample = self.reader.index.locate(index)
+            name = f"{self.reader.folder / sample.shard}: sample {sample.key}"
+            image = images.fit(images.decode(data, name), self.config.image_size, self.config.crop)
         except UserError as error:
             return error
         return image.flip(-1) if flip else image
@@ -56,8 +58,8 @@ class FaceImages(Dataset[Tensor | UserError]):
         return images.normalise(_or_raise(_collate([self[i, False] for i in indices])))
 
 
-def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> Iterator[list[MicroBatch]]:
-    """The micro-batches of this rank for each of the steps first .. last - 1.
+def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
+    """The micro-batches of this rank for each of the steps first .. last - 1. Close it, or the workers live on.
 
     Raises:
         UserError: naming shard and key, for an image that cannot be read.
@@ -82,13 +84,17 @@ def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> I
         worker_init_fn=_leave_signals_to_the_trainer,
     )
     batches = iter(loader)
-    for step in range(first, last):
-        indices = order.indices(step)
-        step_batches = []
-        for place in slices:
-            batch = _or_raise(next(batches))
-            step_batches.append(MicroBatch(batch, place, tuple(int(i) for i in indices[place])))
-        yield step_batches
+    try:
+        for step in range(first, last):
+            indices = order.indices(step)
+            step_batches = []
+            for place in slices:
+                batch = _or_raise(next(batches))
+                step_batches.append(MicroBatch(batch, place, tuple(int(i) for i in indices[place])))
+            yield step_batches
+    finally:
+        # Python would end them at exit, by the SIGTERM that they ignore, and wait for ever.
+        getattr(batches, "_shutdown_workers", lambda: None)()
 
 
 def _collate(items: list[Tensor | UserError]) -> Tensor | UserError:

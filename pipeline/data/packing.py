@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.celeba import Record, Source
-from pipeline.data.images import EncodedImage, ImageRejected, centre_square, check
+from pipeline.data.encoded import EncodedImage, ImageRejected, centre_square, check
 from pipeline.data.pool import stoppable
 from pipeline.data.shards import (
     COLUMNS,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.images import ImageRejected, check
+from pipeline.data.encoded import ImageRejected, check
 from pipeline.data.pool import run_tasks, stoppable
 from pipeline.data.shards import Manifest, ShardEntry, ShardError, index_path, load_manifest, read_index
 from pipeline.data.tar import BLOCK, ending, header, header_size, padding

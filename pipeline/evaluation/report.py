@@ -45,6 +45,8 @@ def evaluate(
     pairs = min(pairs or bundle.config.evaluation.pairs, len(dataset))
     perceptual = bundle.perceptual(perceptual_weights)
     effects = effect_matrix(bundle.model, perceptual, _batches(bundle, dataset, pairs), bundle.elements)
+    if not torch.isfinite(effects).all():
+        raise UserError(f"{shards}: an effect is not a finite number: are its images alike, or the weights bad?")
     result: dict[str, Any] = {
         "bundle": bundle.trained,
         "shards": dataset.reader.index.manifest.content_hash,
@@ -87,7 +89,7 @@ def as_table(result: dict[str, Any]) -> str:
 
 def _batches(bundle: Bundle, dataset: FaceImages, count: int) -> Iterator[Tensor]:
     """The first `count` images in batches of two or more, (B, 3, S, S) in [-1, 1] on the device."""
-    size = max(2, bundle.config.evaluation.batch_size)
+    size = bundle.config.evaluation.batch_size
     starts = list(range(0, count, size))
     if count - starts[-1] == 1 and len(starts) > 1:
         starts.pop()  # a single image has no partner; it joins the batch before

@@ -4,6 +4,7 @@ The scale of the features decides how much the perceptual terms weigh (METHOD, "
 so every tapped layer carries a factor, measured once on real images.
 """
 
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
+from torchvision.models import get_model_weights, vgg
 
 from pipeline.config import LAYERS, Arch, PerceptualConfig
 from pipeline.errors import UserError
 
+STACKS = {"vgg16": "D", "vgg19": "E"}
+"""torchvision's letters for the convolutional part."""
 TAPS = {"vgg16": (0, 5, 10, 17, 24), "vgg19": (0, 5, 10, 19, 28)}
 """Positions of conv1_1 .. conv5_1 in torchvision's `features`; each is followed by its ReLU, which is tapped."""
 OXFORD_RMS = (40.7, 241.0, 450.0, 346.0, 85.0)
@@ -48,7 +51,7 @@ class PerceptualNetwork(nn.Module):
         self.config = config
         taps = TAPS[config.arch]
         with torch.device("meta"):  # the whole VGG has 138 million weights, and seconds of initialising them
-            features = getattr(models, config.arch)(weights=None).features[: taps[-1] + 2]
+            features = vgg.make_layers(vgg.cfgs[STACKS[config.arch]], batch_norm=False)[: taps[-1] + 2]
         self.features = nn.ModuleList(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in features)
         self.features.to_empty(device="cpu")
         self.taps = {tap + 1 for tap in taps}
@@ -119,12 +122,16 @@ def weights_path(config: PerceptualConfig) -> Path:
     path = Path(config.weights)
     if not path.is_file():
         raise UserError(f"perceptual.weights: {path}: no such file (imagenet, random, or a .safetensors file)")
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"perceptual.weights: {path}: not a .safetensors file (imagenet and random are the other choices)"
+        )
     return path
 
 
 def imagenet_url(arch: str) -> str:
     """Where torchvision publishes its ImageNet weights of `arch`."""
-    url: str = models.get_model_weights(arch).IMAGENET1K_V1.url
+    url: str = get_model_weights(arch).IMAGENET1K_V1.url
     return url
 
 
@@ -147,9 +154,9 @@ def _load(features: nn.ModuleList, path: Path, arch: str) -> None:
         if path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: not readable as weights: {error}") from None
+            state = torch.load(path, map_location="cpu", weights_only=True)  # VGG's file is too old for mmap
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError):
+        raise UserError(f"{path}: not readable as weights, or cut short; fetch it again") from None
     wanted = features.state_dict()
     given = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
     for key, tensor in wanted.items():

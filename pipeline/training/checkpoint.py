@@ -71,9 +71,11 @@ def save(
         shutil.rmtree(path, ignore_errors=True)  # there only if it failed to verify, or is being saved again
         temporary.rename(path)
         files.fsync(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's error
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{path}: the checkpoint could not be written: {error}; earlier ones are intact") from None
+        # torch does not pass the system's reason on.
+        reason = f"{error} (is the disk full?)" if isinstance(error, RuntimeError) else str(error)
+        raise UserError(f"{path}: the checkpoint could not be written: {reason}; earlier ones are intact") from None
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -24,7 +24,7 @@ from pipeline.training.loop import Setup, restore
 
 SHOWN_PAIRS, STRIP = 4, 6
 """Held-out pairs in the fusion strip, and images from A to B in each."""
-EFFECT_IMAGES = 64
+EFFECT_IMAGES = 32
 
 
 class Inputs(NamedTuple):
@@ -179,7 +179,7 @@ class FusionStage:
         model = self.average.module.eval()
         pairs = [images[i : i + 2] for i in range(0, min(2 * SHOWN_PAIRS, len(images) - 1), 2)]
         strips = [[a, *pictures.strip(model, a, b, STRIP), b] for a, b in pairs]
-        effects = effect_matrix(model, self.perceptual, images.split(self.setup.config.evaluation.batch_size), elements)
+        effects = effect_matrix(model, self.perceptual, [images], elements)
         model.train()
         names = [f"element {n}" for n in range(1, elements + 1)]
         heat_map = pictures.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element")

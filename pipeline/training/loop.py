@@ -12,7 +12,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from pipeline.config import Config
+from pipeline import files
+from pipeline.config import Config, dump
 from pipeline.data.loader import FaceImages, MicroBatch, micro_batches
 from pipeline.data.order import Order
 from pipeline.errors import Interrupted, UserError
@@ -97,6 +98,8 @@ def run(stage: Stage, setup: Setup) -> None:
     if first >= stage.total_steps:
         runtime.say(f"{stage.name}: already finished at step {first} ({folder})")
         return
+    if runtime.is_main:  # only now: a configuration that is refused leaves the run as it was
+        files.write_text(setup.config.run_dir / "config.yaml", dump(setup.config))
     tracker = Tracker(setup.config.run_dir / "tensorboard" / stage.name, runtime, stage.name, first, stage.total_steps)
     batches = micro_batches(setup.train, setup.order, first, stage.total_steps)
     runtime.listen()
@@ -111,7 +114,7 @@ def run(stage: Stage, setup: Setup) -> None:
             save = last or step % tracking.checkpoint_every == 0
             show = step == stage.total_steps or step % tracking.image_every == 0
             if save or step == 1 or step % tracking.log_every == 0:
-                tracker.flush(step)  # before saving: it refuses what is not finite
+                tracker.flush(step, _learning_rates(stage))  # before saving: it refuses what is not finite
             if save or show:
                 stage.settle()
             if show and runtime.is_main:
@@ -122,12 +125,17 @@ def run(stage: Stage, setup: Setup) -> None:
             if stop and step < stage.total_steps:
                 raise Interrupted(stop)
     finally:
+        batches.close()
         tracker.close()
         runtime.stop_listening()
 
 
 def checkpoint_folder(config: Config, stage: str) -> Path:
     return config.run_dir / stage / "checkpoints"
+
+
+def _learning_rates(stage: Stage) -> dict[str, float]:
+    return {f"learning_rate/{name}": o.param_groups[0]["lr"] for name, o in stage.optimizers.items()}
 
 
 def _save(stage: Stage, setup: Setup, folder: Path, step: int) -> None:
@@ -163,6 +171,8 @@ def _resume(stage: Stage, setup: Setup, folder: Path) -> int:
     restore(found, stage.modules)
     for name, optimizer in stage.optimizers.items():
         optimizer.load_state_dict(found.optimizers[name])
+        for group in optimizer.param_groups:  # as configured now, not then
+            group.update({key: optimizer.defaults[key] for key in ("lr", "betas")})
     setup.runtime.load_scaler_state(found.optimizers["scaler"])
     setup.runtime.skipped_steps = found.state["skipped_steps"]
     setup.runtime.say(f"{stage.name}: resumed from {found.path}")

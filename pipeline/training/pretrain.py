@@ -43,7 +43,8 @@ class PretrainStage:
             total += loss.detach()
         norm = self.runtime.apply(self.optimizers["autoencoder"], "pretrain")
         self.average.update(step + 1)
-        return {"loss/autoencoder": total, "loss/total": total, "gradient_norm/autoencoder": norm}
+        terms = dict.fromkeys(("loss/autoencoder", "loss_weighted/autoencoder", "loss/total"), total)
+        return {**terms, "gradient_norm/autoencoder": norm}
 
     def settle(self) -> None:
         device = self.runtime.device

@@ -116,7 +116,7 @@ class Runtime:
         if self._skipped_in_a_row >= self._max_skipped:
             raise UserError(
                 f"{what}: the gradient was not finite {self._skipped_in_a_row} times in a row; the run stops. "
-                "Resume from the last checkpoint with a lower optimizer.learning_rate, or without mixed precision"
+                "Resume from the last checkpoint with a lower learning_rate, or without mixed precision"
             )
         if self.loss_scale < MIN_LOSS_SCALE:
             raise UserError(f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no")

@@ -12,7 +12,7 @@ from making import COUNT, hashes, jpeg, read_all
 from PIL import Image
 
 from pipeline.data.celeba import open_source
-from pipeline.data.images import ImageRejected, check
+from pipeline.data.encoded import ImageRejected, check
 from pipeline.data.shards import ShardReader, load_manifest
 from pipeline.data.splits import split_records
 from pipeline.data.verifying import verify

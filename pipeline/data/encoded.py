@@ -72,7 +72,7 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     image = ImageOps.exif_transpose(_decode(data))
     image = image.convert("RGB")
     side = min(*image.size, crop or max(image.size))
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)  # as `pipeline.images.fit`
     box = (left, top, left + side, top + side)
     resized = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     stream = io.BytesIO()

@@ -1,0 +1,139 @@
+"""Micro-batches: the right images in the right order, and an unreadable image named."""
+
+import io
+import multiprocessing
+import re
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import DataConfig
+from pipeline.data.loader import FaceImages, MicroBatch, micro_batches
+from pipeline.data.order import Order
+from pipeline.data.shards import ShardReader
+from pipeline.errors import UserError
+
+
+def dataset(folder: Path, workers: int = 0, flip: bool = False, crop: int | None = None) -> FaceImages:
+    return FaceImages(folder, DataConfig(image_size=32, workers=workers, horizontal_flip=flip, crop=crop))
+
+
+def order(rank: int = 0, world: int = 1) -> Order:
+    return Order(count=18, seed=1, global_batch_size=12, micro_batch_size=3, rank=rank, world_size=world)
+
+
+def steps(folder: Path, workers: int, first: int, last: int, rank: int = 0, world: int = 1) -> list[list[MicroBatch]]:
+    return list(micro_batches(dataset(folder, workers), order(rank, world), first, last))
+
+
+def with_pillow(folder: Path, index: int, side: int = 40) -> np.ndarray:
+    """Decoded, cropped and resized without torch."""
+    picture = Image.open(io.BytesIO(ShardReader(folder).read(index)[1])).convert("RGB")
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.BILINEAR)
+    return np.asarray(square).transpose(2, 0, 1).astype(int)
+
+
+@pytest.mark.parametrize("crop", [None, 30])
+def test_one_image(folder: Path, crop: int | None) -> None:
+    faces = dataset(folder, crop=crop)
+    assert len(faces) == 18
+    for index in (0, 17):
+        image = faces[index, False]
+        assert isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape == (3, 32, 32)
+        assert np.abs(image.numpy().astype(int) - with_pillow(folder, index, crop or 40)).max() <= 4
+        mirrored = faces[index, True]
+        assert isinstance(mirrored, torch.Tensor) and torch.equal(mirrored, image.flip(2))
+
+
+def test_load_scales(folder: Path) -> None:
+    faces = dataset(folder, flip=True)
+    images = faces.load([4, 4, 2])
+    assert images.shape == (3, 3, 32, 32) and images.dtype == torch.float32
+    expected = np.stack([with_pillow(folder, index) for index in (4, 4, 2)]) / 127.5 - 1
+    assert np.abs(images.numpy() - expected).max() < 0.04
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_come_in_the_global_order(folder: Path, workers: int) -> None:
+    faces = dataset(folder)
+    for step, batch in zip(range(2, 6), steps(folder, workers, 2, 6), strict=True):
+        expected = order().indices(step)
+        assert [micro.place for micro in batch] == order().slices()
+        for micro in batch:
+            assert micro.images.shape == (3, 3, 32, 32) and micro.images.dtype == torch.uint8
+            assert micro.indices == tuple(expected[micro.place])
+            assert torch.equal(micro.images, torch.stack([faces[int(i), False] for i in expected[micro.place]]))
+
+
+def test_ranks_together_see_what_one_rank_sees(folder: Path) -> None:
+    alone = [micro for batch in steps(folder, 0, 0, 2) for micro in batch]
+    ranks = [steps(folder, 0, 0, 2, rank, 2) for rank in range(2)]
+    together = [micro for step in range(2) for rank in range(2) for micro in ranks[rank][step]]
+    assert [micro.indices for micro in together] == [micro.indices for micro in alone]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(alone, together, strict=True))
+
+
+def test_flips_follow_the_order(folder: Path) -> None:
+    plain, mirrored = dataset(folder), dataset(folder, flip=True)
+    seen = []
+    for step, batch in enumerate(micro_batches(mirrored, order(), 0, 2)):
+        for micro in batch:
+            for image, index, flip in zip(micro.images, micro.indices, order().flips(step)[micro.place], strict=True):
+                expected = plain[index, bool(flip)]
+                assert isinstance(expected, torch.Tensor) and torch.equal(image, expected)
+                seen.append(bool(flip))
+    assert True in seen and False in seen
+
+
+def test_no_steps(folder: Path) -> None:
+    assert steps(folder, 0, 3, 3) == []
+
+
+def damage(folder: Path, index: int, whole: bool = False) -> str:
+    """Overwrite the middle of a sample in its tar (`whole`: all of it); what a message must say of it."""
+    sample = ShardReader(folder).index.locate(index)
+    with (folder / sample.shard).open("r+b") as tar:
+        tar.seek(sample.offset if whole else sample.offset + sample.length // 2)
+        tar.write(b"\0" * (sample.length if whole else 8))
+    return f"{folder / sample.shard}: sample {sample.key}: "
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fault", ["bytes", "no picture", "no shard"])
+def test_an_unreadable_image_is_named(folder: Path, workers: int, fault: str) -> None:
+    bad = int(order().indices(1)[4])
+    named = damage(folder, bad, whole=fault == "no picture")
+    faces = dataset(folder, workers)
+    if fault == "no picture":  # whole as the index has it, but no image: only the decoder can tell
+        faces.reader.index.columns["crc32"][bad] = zlib.crc32(b"\0" * int(faces.reader.index.columns["length"][bad]))
+    if fault == "no shard":
+        (folder / faces.reader.index.locate(bad).shard).unlink()
+    batches = micro_batches(faces, order(), 0, 4)
+    if fault != "no shard" and bad not in order().indices(0):
+        assert len(next(batches)) == 4
+    with pytest.raises(UserError) as caught:
+        list(batches)
+    message = str(caught.value)
+    if fault == "no shard":
+        assert re.search(r"shard-\d{6}\.tar: sample \d{6}: the shard cannot be opened", message)
+    else:
+        assert message.startswith(named)
+    assert "Traceback" not in message and "\n" not in message
+    with pytest.raises(UserError, match="sample"):
+        faces.load([bad])
+    # Workers ignore SIGTERM: one that outlives the error keeps the process from ending.
+    assert not multiprocessing.active_children()
+
+
+def test_leaving_early_leaves_no_workers(folder: Path) -> None:
+    batches = micro_batches(dataset(folder, workers=2), replace(order(), seed=2), 0, 100)
+    next(batches)
+    assert multiprocessing.active_children()
+    batches.close()
+    assert not multiprocessing.active_children()

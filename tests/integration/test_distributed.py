@@ -1,0 +1,116 @@
+"""Two processes train what one process trains: the same losses, the same weights, on every rank."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from running import Trained, finish, latentfuse, scalars, start, tiny_arguments, trained_once
+
+from pipeline.data.order import Order
+from pipeline.errors import UserError
+from pipeline.training import checkpoint
+
+GLOBAL = ("training.global_batch_size=8", "training.micro_batch_size=2", "training.fusion_steps=3")
+
+RANK = """
+import hashlib, json, os, sys
+from pathlib import Path
+from pipeline.training import loop
+
+loop.CALIBRATION_IMAGES = 8
+run = loop.run
+
+def and_tell(stage, setup):
+    run(stage, setup)
+    digest = {
+        name: hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
+        for name, module in stage.modules.items()
+    }
+    told = {"rank": setup.runtime.rank, "ranks": setup.runtime.world_size, "digest": digest}
+    (setup.config.run_dir / f"rank{setup.runtime.rank}.json").write_text(json.dumps(told))
+
+loop.run = and_tell
+from pipeline.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    """Logged terms and final weights, up to the order in which sums of float32 are taken."""
+    first, second = scalars(one, "train"), scalars(two, "train")
+    assert first.keys() == second.keys() and list(first["loss/total"]) == [1, 2, 3]
+    for tag in first:
+        if not tag.startswith("speed/"):
+            expected = list(first[tag].values())
+            assert list(second[tag].values()) == pytest.approx(expected, rel=2e-3, abs=1e-5), tag
+    for tag in ("loss/total", "loss/reconstruction", "loss/style"):
+        assert list(second[tag].values()) == pytest.approx(list(first[tag].values()), rel=1e-4), tag
+    saved = [checkpoint.find(run / "train") for run in (one, two)]
+    for name in ("autoencoder", "average", "discriminator"):
+        weights, others = (each.module(name) for each in saved)
+        for key, value in weights.items():
+            if name != "average" and ("running_" in key or "num_batches" in key):
+                continue  # each rank's own, and never used: see averaging.py
+            # Adam turns a gradient near zero into a step of either sign: few may differ by a step, most by nothing.
+            difference = (value.double() - others[key].double()).abs()
+            assert difference.median() < 2e-6 and difference.max() < 3e-3, (name, key)
+
+
+def test_two_processes_equal_one_and_each_other(trained: Trained, tmp_path: Path) -> None:
+    init = ("--init", str(trained.run / "pretrain"))
+    one = latentfuse("train", *tiny_arguments(tmp_path / "one", trained.shards, *GLOBAL), *init)
+    assert one.code == 0, one
+    arguments = ("train", *tiny_arguments(tmp_path / "two", trained.shards, *GLOBAL), *init)
+    port = str(free_port())
+    ranks = [
+        start(
+            *arguments,
+            module=("-c", RANK),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in (0, 1)
+    ]
+    results = [finish(each) for each in ranks]
+    assert [each.code for each in results] == [0, 0], results
+    told = [json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [each["rank"] for each in told] == [0, 1] and all(each["ranks"] == 2 for each in told)
+    assert told[0]["digest"] == told[1]["digest"], "every rank holds the same weights"
+    assert "train 3/3" in results[0].out and "train 3/3" not in results[1].out, "the main rank alone speaks"
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+def test_accelerate_launch_runs_the_command(trained: Trained, tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, *GLOBAL, "training.pretrain_steps=2")
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    ports = ("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no")
+    result = finish(start("-m", "pipeline", "pretrain", *arguments, module=(*launcher, *ports)))
+    assert result.code == 0, result
+    assert result.out.count("pretrain 2/2") == 1
+    one = latentfuse(
+        "pretrain", *tiny_arguments(tmp_path / "one", trained.shards, *GLOBAL, "training.pretrain_steps=2")
+    )
+    assert one.code == 0
+    first, second = (scalars(tmp_path / name, "pretrain")["loss/autoencoder"] for name in ("one", "run"))
+    assert list(second.values()) == pytest.approx(list(first.values()), rel=1e-4)
+
+
+def test_a_batch_that_three_ranks_cannot_share_is_refused() -> None:
+    with pytest.raises(UserError, match="is not 3 ranks"):
+        Order(10, 0, 8, 2, rank=0, world_size=3)

@@ -1,0 +1,49 @@
+"""Shapes, normalisation and activation of the blocks."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Norm
+from pipeline.models import blocks
+
+
+@pytest.mark.parametrize("kernel_size", [4, 5])
+@pytest.mark.parametrize("side", [2, 8, 32])
+def test_resolution(kernel_size: int, side: int) -> None:
+    x = torch.zeros(1, 3, side, 2 * side)
+    assert blocks.down(3, 4, kernel_size, "none")(x).shape == (1, 4, side // 2, side)
+    assert blocks.up(3, 4, kernel_size, "none", nn.Tanh())(x).shape == (1, 4, 2 * side, 4 * side)
+
+
+def test_widths() -> None:
+    assert blocks.widths(64) == [64, 128, 256, 512, 1024]
+    assert blocks.widths(3) == [3, 6, 12, 24, 48]
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer", "none"])
+def test_norms(kind: Norm) -> None:
+    for block in (blocks.down(3, 6, 4, kind), blocks.up(3, 6, 4, kind, nn.ReLU())):
+        norms = [layer for layer in block if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm)]
+        assert len(norms) == (kind != "none") and len(block) == 2 + len(norms)
+        assert (block[0].bias is None) == (kind != "none")  # the norm has its own
+        if kind == "batch":
+            assert isinstance(norms[0], nn.BatchNorm2d) and norms[0].num_features == 6
+        if kind == "layer":
+            assert isinstance(norms[0], nn.GroupNorm) and (norms[0].num_groups, norms[0].num_channels) == (1, 6)
+
+
+def test_activations() -> None:
+    assert isinstance(blocks.down(3, 4, 4, "none")[-1], nn.LeakyReLU)
+    assert blocks.down(3, 4, 4, "none")[-1].negative_slope == 0.2
+    assert isinstance(blocks.up(3, 4, 4, "batch", nn.ReLU())[-1], nn.ReLU)
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer", "none"])
+def test_down_stack(kind: Norm) -> None:
+    stack = blocks.down_stack(2, 4, kind)
+    assert stack(torch.zeros(2, 3, 64, 64)).shape == (2, 32, 2, 2)
+    has_norm = [any(isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) for layer in block) for block in stack]
+    assert has_norm == [False] + [kind != "none"] * 4
+    channels = [(block[0].in_channels, block[0].out_channels) for block in stack]
+    assert channels == [(3, 2), (2, 4), (4, 8), (8, 16), (16, 32)]

@@ -1,0 +1,83 @@
+"""What `doctor` finds, and that it says how to mend it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from running import Trained, latentfuse, tiny_arguments, tiny_config, trained_once
+
+from pipeline import doctor
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+def test_all_is_fine(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MIN_FREE_GIB", 0.0)
+    result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards))
+    assert result.code == 0 and not result.errors and "FIX" not in result.out
+    assert (
+        f"torch {torch.__version__.split('+')[0]}" in result.out
+        and "10 images" in result.out
+        and "4 images" in result.out
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_names_everything_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    arguments = tiny_arguments(tmp_path / "run", tmp_path / "shards", "perceptual.weights=imagenet")
+    result = latentfuse("doctor", *arguments, "--json")
+    assert result.code == 2 and not result.errors
+    fixes = {check["what"]: check["fix"] for check in json.loads(result.out)}
+    assert "shard SOURCE OUT" in fixes["shards, train"] and "shard SOURCE OUT" in fixes["shards, test"]
+    assert "latentfuse weights fetch --arch vgg16" in fixes["perceptual weights"]
+    assert fixes["versions"] == ""
+    text = latentfuse("doctor", *arguments)
+    assert text.code == 2 and text.out.count("FIX ") == sum(bool(fix) for fix in fixes.values())
+
+
+def test_finds_a_shard_that_is_cut(trained: Trained, tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(trained.shards, tmp_path / "shards"))
+    shard = shards / "train" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", shards))
+    assert result.code == 2 and "shard-000001.tar" in result.out
+    assert f"latentfuse verify {shards / 'train'}" in result.out
+
+
+def test_little_room(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MIN_FREE_GIB", 1e9)
+    result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards))
+    assert result.code == 2 and "free some" in result.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_where_one_is_wanted(trained: Trained, tmp_path: Path) -> None:
+    result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards, "training.device=cuda"))
+    assert result.code == 2 and "no GPU" in result.out
+
+
+def test_a_gpu_that_this_torch_has_no_kernels_for(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class V100:
+        name, major, minor, total_memory = "V100", 7, 0, 32 * 2**30
+
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_properties": lambda _: V100,
+        "get_device_name": lambda: "V100",
+        "get_device_capability": lambda: (7, 0),
+        "get_arch_list": lambda: ["sm_75", "sm_90"],
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    checks = doctor.examine(tiny_config(tmp_path / "run", trained.shards, "training.device=auto"))
+    fixes = [check.fix for check in checks if check.fix]
+    assert any("pip install 'torch==2.10.0'" in fix and "sm_70" in fix for fix in fixes)
+    assert any("fp16 and fp32, no bf16" in check.state for check in checks)

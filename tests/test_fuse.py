@@ -1,0 +1,186 @@
+"""Pictures of fused faces: where each image is in them, and what it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import Trained, file_size_limit, latentfuse, listing, trained_once
+from torch import Tensor
+
+import pipeline
+from pipeline import fuse, images
+from pipeline.bundle import Bundle
+from pipeline.errors import UserError
+from pipeline.pictures import GAP
+
+SIDE = 32
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Trained) -> Bundle:
+    return pipeline.load_bundle(trained.bundle)
+
+
+@pytest.fixture(scope="module")
+def pair(trained: Trained, bundle: Bundle) -> tuple[Tensor, Tensor]:
+    a, b = trained.photographs
+    return bundle.load_image(a), bundle.load_image(b)
+
+
+def tile(picture: Image.Image, row: int, column: int) -> np.ndarray:
+    top, left = row * (SIDE + GAP), column * (SIDE + GAP)
+    return np.asarray(picture)[top : top + SIDE, left : left + SIDE]
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """(1, 3, S, S) in [-1, 1] -> (S, S, 3) uint8, independently of the code under test."""
+    values = (image[0].double().numpy().transpose(1, 2, 0) + 1) * 127.5
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def assert_same(shown: np.ndarray, image: Tensor) -> None:
+    assert np.abs(shown.astype(int) - pixels(image)).max() <= 1
+
+
+def test_one_number_or_one_for_each() -> None:
+    assert fuse.parse_lambda("0.5") == 0.5
+    assert fuse.parse_lambda("1,0.5, 0,0,1e-1") == [1, 0.5, 0, 0, 0.1]
+    for text in ("", "a", "1,", "1;0", "0.5,,1"):
+        with pytest.raises(UserError, match="expected numbers"):
+            fuse.parse_lambda(text)
+
+
+def test_a_single_picture_is_the_fused_image(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder" / "c.png"
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, "--lambda", "1,0.5,0,0,1", "-o", out)
+    assert result.code == 0 and result.out.strip() == str(out) and not result.errors
+    with Image.open(out) as picture:
+        assert picture.format == "PNG" and picture.size == (SIDE, SIDE)
+        assert_same(np.asarray(picture), bundle.fuse(*pair, [1, 0.5, 0, 0, 1]))
+
+
+def test_without_a_choice_both_halves_count_alike(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, "-o", tmp_path / "c.png").code == 0
+    with Image.open(tmp_path / "c.png") as picture:
+        assert_same(np.asarray(picture), bundle.fuse(*pair, 0.5))
+
+
+def test_the_strip_is_the_papers_figure(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+    picture = fuse.strip(bundle, *pair, 6)
+    assert picture.size == (6 * SIDE + 5 * GAP, 2 * SIDE + GAP)
+    assert_same(tile(picture, 0, 0), pair[0])
+    assert_same(tile(picture, 0, 5), pair[1])
+    assert all((tile(picture, 0, column) == 255).all() for column in range(1, 5))
+    for column, lambda_ in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
+        assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_))
+
+
+def test_each_row_of_the_grid_moves_one_element(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+    picture = fuse.grid(bundle, *pair, 3)
+    assert picture.size == (3 * SIDE + 2 * GAP, 6 * SIDE + 5 * GAP)
+    assert_same(tile(picture, 0, 0), pair[0])
+    assert_same(tile(picture, 0, 2), pair[1])
+    for element in range(5):
+        for column, moved in enumerate((1, 0.5, 0)):
+            lambdas = [1.0] * 5
+            lambdas[element] = moved
+            assert_same(tile(picture, element + 1, column), bundle.fuse(*pair, lambdas))
+
+
+def test_content_style_takes_content_from_a_and_style_from_b(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    arguments = ("--preset", "content-style", "-o", tmp_path / "swap.png")
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
+    with Image.open(tmp_path / "swap.png") as picture:
+        assert_same(np.asarray(picture), bundle.fuse(*pair, [0, 0, 0, 1, 1]))
+
+
+def test_strip_and_grid_on_the_command_line(trained: Trained, tmp_path: Path) -> None:
+    for arguments, size in ((("--strip", 4), (4 * SIDE + 3 * GAP, 66)), (("--grid",), (6 * SIDE + 5 * GAP, 202))):
+        assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", tmp_path / "p.png").code == 0
+        with Image.open(tmp_path / "p.png") as picture:
+            assert picture.size == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--lambda=2",), "2 is outside"),
+        (("--lambda=-0.1",), "-0.1 is outside"),
+        (("--lambda=nan",), "nan is outside"),
+        (("--lambda=1,0",), "2 values"),
+        (("--lambda=half",), "expected numbers"),
+        (("--lambda=",), "expected numbers"),
+        (("--strip", "1"), "at least 2"),
+        (("--strip", "-3"), "at least 2"),
+        (("--preset", "swap"), "known are: content-style"),
+        (("--grid", "--strip", "3"), "give one of them"),
+        (("--lambda", "1", "--preset", "content-style"), "give one of them"),
+        (("--device", "tpu"), "--device tpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_drawn_is_refused(
+    trained: Trained, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", tmp_path / "c.png")
+    result.assert_one_line(message)
+    assert not listing(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_where_one_was_asked_for(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("--device", "cuda", "-o", tmp_path / "c.png")
+    latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).assert_one_line("no GPU")
+    assert not listing(tmp_path)
+
+
+def test_a_preset_needs_the_layerwise_reading(bundle: Bundle) -> None:
+    fusion = bundle.config.fusion.model_copy(update={"reading": "shared"})
+    other = Bundle.__new__(Bundle)
+    other.config = bundle.config.model_copy(update={"fusion": fusion})
+    with pytest.raises(UserError, match="layerwise"):
+        fuse.preset("content-style", other)
+
+
+@pytest.mark.parametrize("limit", [40, 400])
+def test_no_room_leaves_the_picture_that_was_there(trained: Trained, tmp_path: Path, limit: int) -> None:
+    out = tmp_path / "c.png"
+    out.write_bytes(b"old")
+    with file_size_limit(limit):
+        result = latentfuse("fuse", trained.bundle, *trained.photographs, "-o", out)
+    result.assert_one_line(str(out), "cannot be written")
+    assert out.read_bytes() == b"old" and listing(tmp_path) == {"c.png"}
+
+
+def test_ctrl_c_while_writing_leaves_nothing(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Image.Image, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupt)
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, "-o", tmp_path / "c.png")
+    result.assert_one_line("Ctrl-C", code=130)
+    assert not listing(tmp_path)
+
+
+def test_any_size_of_photograph(bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    image = images.to_pillow(images.to_uint8(pair[0][0]))
+    wide = Image.new("RGB", (96, SIDE), "white")
+    wide.paste(image, (SIDE, 0))  # the centre square is the photograph itself
+    wide.save(tmp_path / "wide.png")
+    assert (bundle.load_image(tmp_path / "wide.png") - pair[0]).abs().max() < 1e-6
+    image.resize((500, 500), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    assert (bundle.load_image(tmp_path / "large.png") - pair[0]).abs().mean() < 0.05

@@ -1,0 +1,136 @@
+"""All stages in a row, and what they show."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from running import (
+    TEST,
+    TRAIN,
+    Trained,
+    latentfuse,
+    listing,
+    make_photographs,
+    scalars,
+    tiny_arguments,
+    trained_once,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import load_bundle
+from pipeline.config import LAYERS, Config
+from pipeline.training import checkpoint
+
+TERMS = ("adversarial", "content", "style", "reconstruction", "total_variation")
+SHARED_TAGS = {
+    "loss/total",
+    "loss/autoencoder",
+    "amp/loss_scale",
+    "amp/skipped_steps",
+    "speed/images_per_second",
+    "speed/data_wait_share",
+    "gradient_norm/autoencoder",
+    "learning_rate/autoencoder",
+}
+TAGS = {
+    "pretrain": SHARED_TAGS | {"loss_weighted/autoencoder"},
+    "train": SHARED_TAGS
+    | {f"{kind}/{term}" for kind in ("loss", "loss_weighted") for term in (*TERMS, "penalty")}
+    | {f"loss_layer/{layer}" for layer in LAYERS}
+    | {
+        "critic/real",
+        "critic/fake",
+        "critic/wasserstein",
+        "gradient_norm/discriminator",
+        "learning_rate/discriminator",
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train"])
+def test_tensorboard_has_everything_from_the_first_step(trained: Trained, stage: str) -> None:
+    shown = scalars(trained.run, stage)
+    assert TAGS[stage] <= shown.keys()
+    for tag, values in shown.items():
+        assert list(values) == [1, 2, 3, 4], tag
+        assert all(math.isfinite(value) for value in values.values()), tag
+
+
+def test_the_total_is_the_sum_of_the_weighted_terms(trained: Trained) -> None:
+    shown = scalars(trained.run, "train")
+    weights = Config.model_validate(yaml.safe_load((trained.run / "config.yaml").read_text())).loss_weights
+    for step in range(1, 5):
+        weighted = {term: shown[f"loss_weighted/{term}"][step] for term in TERMS}
+        assert shown["loss/total"][step] == pytest.approx(sum(weighted.values()), rel=1e-5)
+        for term, value in weighted.items():
+            assert value == pytest.approx(getattr(weights, term) * shown[f"loss/{term}"][step], rel=1e-5)
+        style = sum(shown[f"loss_layer/{layer}"][step] for layer in LAYERS[:3])
+        content = sum(shown[f"loss_layer/{layer}"][step] for layer in LAYERS[3:])
+        assert (shown["loss/style"][step], shown["loss/content"][step]) == pytest.approx((style, content), rel=1e-5)
+        critic = shown["critic/real"][step] - shown["critic/fake"][step]
+        assert shown["critic/wasserstein"][step] == pytest.approx(critic, rel=1e-3, abs=1e-5)
+
+
+def test_tensorboard_shows_the_held_out_pairs(trained: Trained) -> None:
+    for stage, names in (("pretrain", {"reconstruction"}), ("train", {"fusion_strip", "effects"})):
+        events = EventAccumulator(str(trained.run / "tensorboard" / stage)).Reload()
+        assert set(events.Tags()["images"]) == names
+        assert all(events.Images(name)[0].step == 4 for name in names)
+
+
+def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> None:
+    photographs, run = make_photographs(tmp_path / "photographs", TRAIN + TEST), tmp_path / "run"
+    arguments = tiny_arguments(run, run / "shards", f"data.source={photographs}", "data.split=0.3")
+    first = latentfuse("run", *arguments)
+    assert first.code == 0 and "10 images" not in first.errors, first
+    made = [run / "bundle", run / "evaluation", run / "strip.png", run / "tensorboard"]
+    assert all(path.exists() and str(path) in first.out.split("Made:")[1] for path in made)
+    newest, _ = checkpoint.newest(run / "train" / "checkpoints")
+    assert newest is not None and load_bundle(run / "bundle").trained["checkpoint"] == newest.digest
+    with Image.open(run / "strip.png") as strip:
+        assert strip.size == (6 * 34 - 2, 2 * 34 - 2)
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["bundle"]["checkpoint"] == newest.digest and "| reconstruction L1 |" in first.out
+
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("strip.png", ".lock"))
+    before, names = {path: path.stat().st_mtime_ns for path in files}, listing(run)
+    time.sleep(0.01)
+    second = latentfuse("run", *arguments)
+    assert second.code == 0 and "0 shards new" in second.out
+    assert all(f"{stage}: already finished" in second.out for stage in ("pretrain", "train"))
+    assert "export:" not in second.out and second.out.split("Made:")[1] == first.out.split("Made:")[1]
+    assert listing(run) == names and {path: path.stat().st_mtime_ns for path in files} == before
+
+    more = latentfuse("run", *arguments, "--set", "training.fusion_steps=6")
+    assert more.code == 0 and "pretrain: already finished" in more.out and "train 6/6" in more.out
+    assert load_bundle(run / "bundle").trained["step"] == 6
+    assert json.loads((run / "evaluation" / "metrics.json").read_text())["bundle"]["step"] == 6
+
+
+def test_run_paints_its_own_faces(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    painted = ("data.source=synth", "data.synth_count=12", "data.split=0.25")
+    result = latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1"))
+    assert result.code == 0 and "shard: 12 images" in result.out
+    assert len(list((run / "faces" / "img_align_celeba").glob("*.jpg"))) == 12
+
+
+def test_run_without_source_needs_shards(tmp_path: Path) -> None:
+    result = latentfuse("run", *tiny_arguments(tmp_path / "run", tmp_path / "shards"))
+    result.assert_one_line(str(tmp_path / "shards" / "train"), "shard SOURCE OUT")
+
+
+def test_run_with_another_source_is_refused(trained: Trained, tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, f"data.source={make_photographs(tmp_path / 'p', 9)}")
+    before = listing(trained.shards)
+    latentfuse("run", *arguments, "--set", "data.split=0.3").assert_one_line("another source")
+    assert listing(trained.shards) == before

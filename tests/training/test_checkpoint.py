@@ -1,0 +1,209 @@
+"""Checkpoints: every bit comes back, damage is found, and something whole is always there."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import file_size_limit, listing
+
+from pipeline.errors import UserError
+from pipeline.training import checkpoint
+
+FILES = ("model.safetensors", "optimizers.pt", "state.json", "manifest.json")
+
+
+def save(folder: Path, step: int, keep: int = 3) -> Path:
+    torch.manual_seed(step)
+    weights = {
+        "autoencoder.a": torch.randn(7, 3),
+        "average.a": torch.randn(7, 3),
+        "autoencoder.count": torch.tensor(step),
+    }
+    parameter = torch.nn.Parameter(torch.randn(5))
+    adam = torch.optim.Adam([parameter], lr=0.1)
+    parameter.grad = torch.randn(5)
+    adam.step()
+    return checkpoint.save(folder, step, weights, {"autoencoder": adam.state_dict(), "scaler": {}}, {"seed": 3}, keep)
+
+
+def test_every_bit_comes_back(tmp_path: Path) -> None:
+    path = save(tmp_path, 12)
+    found = checkpoint.load(path)
+    torch.manual_seed(12)
+    assert torch.equal(found.weights["autoencoder.a"], torch.randn(7, 3))
+    assert found.module("average").keys() == {"a"} and found.module("autoencoder").keys() == {"a", "count"}
+    assert found.step == 12 and found.state["seed"] == 3
+    moments = found.optimizers["autoencoder"]["state"][0]
+    assert moments["exp_avg"].shape == (5,) and moments["exp_avg"].abs().sum() > 0 and moments["step"] == 1
+    assert listing(tmp_path) == {"step-00000012", *(f"step-00000012/{name}" for name in FILES)}
+
+
+def test_a_slice_of_a_larger_tensor_is_saved_alone(tmp_path: Path) -> None:
+    large = torch.arange(100_000.0).reshape(100, 1000)
+    path = checkpoint.save(tmp_path, 1, {"a": large.t()[0]}, {}, {}, 2)
+    assert torch.equal(checkpoint.load(path).weights["a"], large[:, 0])
+    assert (path / "model.safetensors").stat().st_size < 2_000
+
+
+def test_only_the_newest_are_kept_in_order_of_steps(tmp_path: Path) -> None:
+    for step in (5, 90, 100, 1000):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000100", "step-00001000"]
+    found, passed_over = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 1000 and not passed_over
+
+
+def test_none_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) == (None, [])
+    assert checkpoint.newest(tmp_path / "nowhere") == (None, [])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"cut": cut, "flip": flip, "empty": empty, "delete": Path.unlink}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: str, damage: str) -> None:
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    DAMAGES[damage](path / name)
+    with pytest.raises(UserError, match=str(path)):
+        checkpoint.load(path)
+    found, passed_over = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 10
+    assert len(passed_over) == 1 and str(path) in passed_over[0] and "\n" not in passed_over[0]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "null", "3", '{"model.safetensors": 1}'])
+def test_a_manifest_of_another_kind_is_damage(tmp_path: Path, content: str) -> None:
+    path = save(tmp_path, 10)
+    (path / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"damaged"):
+        checkpoint.load(path)
+
+
+def test_all_damaged_is_refused(tmp_path: Path) -> None:
+    for step in (1, 2):
+        flip(save(tmp_path, step) / "model.safetensors")
+    with pytest.raises(UserError, match="no checkpoint verifies") as refused:
+        checkpoint.newest(tmp_path)
+    assert "step-00000001" in str(refused.value) and "step-00000002" in str(refused.value)
+
+
+def test_a_damaged_one_is_replaced_when_its_step_is_saved_again(tmp_path: Path) -> None:
+    flip(save(tmp_path, 4) / "optimizers.pt")
+    assert checkpoint.load(save(tmp_path, 4)).step == 4
+
+
+@pytest.mark.parametrize("limit", [100, 400, 2_000])
+def test_no_room_leaves_the_earlier_ones(tmp_path: Path, limit: int) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    before = listing(tmp_path)
+    with file_size_limit(limit), pytest.raises(UserError, match="step-00000003: the checkpoint could not be written"):
+        save(tmp_path, 3, keep=2)
+    assert listing(tmp_path) == before
+    found, passed_over = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 2 and not passed_over
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_stop_while_saving_leaves_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
+) -> None:
+    save(tmp_path, 1)
+    before = listing(tmp_path)
+
+    def fail(_: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise stop
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises((KeyboardInterrupt, UserError)) as stopped:
+        save(tmp_path, 2)
+    assert stopped.value is stop or "is the disk full" in str(stopped.value)
+    assert listing(tmp_path) == before
+
+
+def test_a_kill_while_saving_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    (tmp_path / ".step-00000002.tmp").mkdir()
+    (tmp_path / ".step-00000002.tmp" / "model.safetensors").write_bytes(b"half")
+    found, passed_over = checkpoint.newest(tmp_path)
+    assert found is not None and found.path == path and not passed_over
+    save(tmp_path, 2)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_oldest_goes_only_after_the_newest_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save(tmp_path, step, keep=2)
+    seen = []
+    real = checkpoint.shutil.rmtree
+
+    def watch(path: Path, **options: Any) -> None:
+        if path.name == "step-00000001":
+            seen.append(checkpoint.load(tmp_path / "step-00000003").step)
+        real(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", watch)
+    save(tmp_path, 3, keep=2)
+    assert seen == [3]
+
+
+def test_find_by_checkpoint_stage_or_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrained = save(tmp_path / "pretrain" / "checkpoints", 9)
+    assert checkpoint.find(tmp_path).path == pretrained == checkpoint.find(pretrained).path
+    trained = save(tmp_path / "train" / "checkpoints", 3)
+    assert checkpoint.find(tmp_path).path == trained, "the last stage, not the larger step"
+    assert checkpoint.find(tmp_path / "pretrain").path == pretrained
+    flip(save(tmp_path / "train" / "checkpoints", 4) / "state.json")
+    assert checkpoint.find(tmp_path).path == trained and "passed over" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no checkpoint here"):
+        checkpoint.find(tmp_path / "nowhere")
+
+
+def test_nothing_executable_is_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "touched",))
+
+    path = save(tmp_path / "c", 1)
+    torch.save({"autoencoder": Evil()}, path / "optimizers.pt")
+    sums = json.loads((path / "manifest.json").read_text())
+    sums["optimizers.pt"] = checkpoint.files.sha256(path / "optimizers.pt")
+    (path / "manifest.json").write_text(json.dumps(sums))
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load(path)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_run_folder_has_one_job(tmp_path: Path) -> None:
+    with checkpoint.claimed(tmp_path / "run", True):
+        with pytest.raises(UserError, match="another job is running here"), checkpoint.claimed(tmp_path / "run", True):
+            pass
+        with checkpoint.claimed(tmp_path / "run", False):
+            pass  # the other ranks of the same job
+    with checkpoint.claimed(tmp_path / "run", True):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), checkpoint.claimed(tmp_path / "file", True):
+        pass

@@ -1,0 +1,240 @@
+"""One step of fusion training is METHOD (2) to (11), computed again here in plain terms."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import Trained, batch_of, new_setup, tiny_config, trained_once
+from torch import Tensor
+
+from pipeline.training import checkpoint
+from pipeline.training.fusion import FusionStage, Inputs
+
+WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
+READINGS = {
+    "layerwise": ("model.elements=5",),
+    "shared": ("fusion.reading=shared", "model.elements=3"),
+    "map": ("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
+    "endpoints": ("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
+    "spatial": (
+        "fusion.mixture.spatial=1",
+        *(f"fusion.mixture.{n}=0" for n in ("endpoints", "coin_flips", "single", "uniform")),
+    ),
+    "all ones or zeros": (
+        "fusion.mixture.endpoints=1",
+        *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")),
+    ),
+}
+OWNERS = {"map": [[1, 0.5, 0.5, 0, 0.2], [0, 0.5, 0.5, 1, 0.8]], "shared": [[1 / 3] * 5] * 3}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+def new_stage(trained: Trained, folder: Path, *overrides: str) -> FusionStage:
+    config = tiny_config(folder / "run", trained.shards, *overrides)
+    return FusionStage(new_setup(config), trained.run / "pretrain")
+
+
+def gradients(parameters: Any) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in parameters]
+
+
+class Spy:
+    """What the gradients are when the stage asks for each optimizer step."""
+
+    def __init__(self, stage: FusionStage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.critic: dict[str, list[Tensor | None]] = {}
+        self.autoencoder: dict[str, list[Tensor | None]] = {}
+        self.order: list[str] = []
+        apply = stage.runtime.apply
+
+        def watch(optimizer: Any, what: str) -> Tensor:
+            name = what.split(", ")[1]
+            self.order.append(name)
+            self.critic[name] = gradients(stage.critic.parameters())
+            self.autoencoder[name] = gradients(stage.average.trained.parameters())
+            return apply(optimizer, what)
+
+        monkeypatch.setattr(stage.runtime, "apply", watch)
+
+
+def gram(p: Tensor) -> Tensor:
+    c, h, w = p.shape
+    flat = p.reshape(c, h * w)
+    return flat @ flat.T / (c * h * w)
+
+
+def expected_critic_loss(
+    critic: Any, micro: Inputs, fused: Tensor, k: float, p: float, endpoints: bool
+) -> tuple[Tensor, Tensor]:
+    real, fake = micro.images, fused.detach()
+    t = micro.position[:, None, None, None]
+    penalties = []
+    for points in (real, fake) if endpoints else (t * real + (1 - t) * fake,):
+        points = points.detach().requires_grad_(True)
+        # Per image, one at a time: no norm of D couples them.
+        slopes = [
+            torch.autograd.grad(critic.score(points[i : i + 1]).sum(), points, create_graph=True)[0][i]
+            for i in range(len(points))
+        ]
+        penalties.append(torch.stack([k * slope.square().sum() ** (p / 2) for slope in slopes]))
+    penalty = torch.stack(penalties).mean()
+    return (critic.score(fake) - critic.score(real)).mean(), penalty
+
+
+def expected_terms(
+    stage: FusionStage, critic: Any, autoencoder: Any, micro: Inputs, owners: Tensor
+) -> dict[str, Tensor]:
+    """Image by image, from the equations; A is the image, B the one before it."""
+    images, lambda_ = micro.images, micro.lambda_
+    reconstruction, fused = autoencoder(images, lambda_)
+    scores = critic.score(fused)
+    features_real, features_fused = stage.perceptual(images), stage.perceptual(fused)
+    terms: dict[str, list[Tensor]] = {name: [] for name in WEIGHTS}
+    for i in range(len(images)):
+        a, b, c = images[i], images[i - 1], fused[i]
+        a_again, b_again = reconstruction[i], reconstruction[i - 1]
+        layer = lambda_[i].flatten(1).mean(1) @ owners if lambda_[i].dim() > 1 else lambda_[i] @ owners
+        style, content = torch.zeros(()), torch.zeros(())
+        for number in range(5):
+            at_a, at_b, at_c = features_real[number][i], features_real[number][i - 1], features_fused[number][i]
+            if number < 3:
+                to_a, to_b = (gram(at_c) - gram(at_a)).square().mean(), (gram(at_c) - gram(at_b)).square().mean()
+                style = style + layer[number] * to_a + (1 - layer[number]) * to_b
+            else:
+                to_a, to_b = (at_c - at_a).square().mean(), (at_c - at_b).square().mean()
+                content = content + layer[number] * to_a + (1 - layer[number]) * to_b
+        r = torch.zeros(())
+        if bool((lambda_[i] == 1).all()):
+            r = (c - a).abs().mean()
+        if bool((lambda_[i] == 0).all()):
+            r = (c - b).abs().mean()
+
+        def variation(x: Tensor) -> Tensor:
+            return (x[:, :, 1:] - x[:, :, :-1]).square().sum() + (x[:, 1:] - x[:, :-1]).square().sum()
+
+        terms["adversarial"].append(-scores[i])
+        terms["content"].append(content)
+        terms["style"].append(style)
+        terms["reconstruction"].append((a_again - a).abs().mean() + (b_again - b).abs().mean() + r)
+        terms["total_variation"].append((variation(c) + variation(a_again) + variation(b_again)) / c.numel())
+    return {name: torch.stack(values).mean() for name, values in terms.items()}
+
+
+@pytest.mark.parametrize("micro", [4, 2], ids=["whole", "accumulated"])
+@pytest.mark.parametrize("reading", READINGS)
+def test_one_step_is_the_method(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int, reading: str
+) -> None:
+    stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}", *READINGS[reading])
+    critic, autoencoder = copy.deepcopy(stage.critic), copy.deepcopy(stage.average.trained)
+    batch = batch_of(stage.setup, 0)
+    micros = stage._inputs(0, batch)
+    assert len(micros) == 4 // micro
+    spy = Spy(stage, monkeypatch)
+    terms = stage.step(0, batch)
+    assert spy.order == ["discriminator", "autoencoder"]
+
+    # D first, on fused images that carry no gradient to E and G.
+    k, p, endpoints = (3, 4, True) if reading == "endpoints" else (2, 6, False)
+    parts = [
+        expected_critic_loss(critic, each, autoencoder(each.images, each.lambda_).fused, k, p, endpoints)
+        for each in micros
+    ]
+    (sum(score + penalty for score, penalty in parts) / len(parts)).backward()
+    assert_close_gradients(spy.critic["discriminator"], gradients(critic.parameters()))
+    assert all(gradient is None for gradient in spy.autoencoder["discriminator"]), "D's step is not theirs"
+    torch.testing.assert_close(
+        terms["loss/penalty"], torch.stack([x for _, x in parts]).mean().detach(), rtol=1e-4, atol=1e-9
+    )
+    wasserstein = -torch.stack([score for score, _ in parts]).mean().detach()
+    torch.testing.assert_close(terms["critic/wasserstein"], wasserstein, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["critic/real"] - terms["critic/fake"], wasserstein, rtol=1e-3, atol=1e-5)
+
+    # Then E and G, against D as it is after its step.
+    owners = torch.tensor(OWNERS.get(reading, torch.eye(5).tolist()))
+    expected = [expected_terms(stage, stage.critic, autoencoder, each, owners) for each in micros]
+    means = {name: torch.stack([each[name] for each in expected]).mean() for name in WEIGHTS}
+    total = torch.stack([weight * means[name] for name, weight in WEIGHTS.items()]).sum()
+    autoencoder.zero_grad()
+    total.backward()
+    for name, mean in means.items():
+        torch.testing.assert_close(terms[f"loss/{name}"], mean.detach(), rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(terms[f"loss_weighted/{name}"], WEIGHTS[name] * mean.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms["loss/total"], total.detach(), rtol=1e-4, atol=0)
+    assert_close_gradients(spy.autoencoder["autoencoder"], gradients(autoencoder.parameters()))
+    assert all(gradient is None for gradient in spy.critic["autoencoder"]), "their step is not D's"
+
+
+def assert_close_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one is not None and other is not None
+        largest = float(other.abs().max())
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4 * largest + 1e-8)
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_path: Path, micro: int) -> None:
+    stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}")
+    networks = {"autoencoder": stage.average.trained, "average": stage.average.module, "critic": stage.critic}
+    before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
+    perceptual = copy.deepcopy(stage.perceptual.state_dict())
+    stage.step(0, batch_of(stage.setup, 0))
+    for name, network in networks.items():
+        for key, parameter in network.named_parameters():
+            # D(C) - D(I) does not see a constant that is added to both.
+            assert torch.equal(parameter, before[name][key]) == (key == "output.bias"), (name, key)
+            assert parameter.grad is None
+    for key, value in stage.perceptual.state_dict().items():
+        assert torch.equal(value, perceptual[key]), key
+    assert all(parameter.requires_grad for parameter in stage.critic.parameters()), "frozen only while E and G step"
+    assert not any(parameter.requires_grad for parameter in stage.perceptual.parameters())
+
+
+def test_the_draws_of_a_step_depend_on_seed_and_step_alone(trained: Trained, tmp_path: Path) -> None:
+    whole, parted = (new_stage(trained, tmp_path, f"training.micro_batch_size={micro}") for micro in (4, 2))
+    for step in (0, 1, 7):
+        (one,) = whole._inputs(step, batch_of(whole.setup, step))
+        torch.rand(2)
+        two = parted._inputs(step, batch_of(parted.setup, step))
+        for name in Inputs._fields:
+            assert torch.equal(getattr(one, name), torch.cat([getattr(each, name) for each in two])), name
+        assert one.lambda_.shape == (4, 5) and one.lambda_.min() >= 0 and one.lambda_.max() <= 1
+        assert one.position.min() >= 0 and one.position.max() <= 1
+    (first,), (second,) = (whole._inputs(step, batch_of(whole.setup, 0)) for step in (0, 1))
+    assert not torch.equal(first.lambda_, second.lambda_) and not torch.equal(first.position, second.position)
+
+
+def test_bf16_trains_on_a_cpu(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path, "training.mixed_precision=no")
+    wide = stage.step(0, batch_of(stage.setup, 0))
+    stage = new_stage(trained, tmp_path, "training.mixed_precision=bf16")
+    narrow = stage.step(0, batch_of(stage.setup, 0))
+    assert wide.keys() == narrow.keys()
+    for name in ("loss/reconstruction", "loss/content", "loss/style", "loss/penalty", "loss/total"):
+        assert narrow[name].dtype == torch.float32
+        assert narrow[name] == pytest.approx(float(wide[name]), rel=0.1), name
+    assert narrow["loss/total"] != wide["loss/total"]
+    assert all(parameter.dtype == torch.float32 for parameter in stage.average.module.parameters())
+
+
+def test_begin_takes_weights_and_average_of_pretraining(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path)
+    stage.begin()
+    found = checkpoint.find(trained.run / "pretrain")
+    for name, module in stage.average.modules().items():
+        assert all(torch.equal(value, found.module(name)[key]) for key, value in module.state_dict().items())
+
+
+def test_pictures_show_held_out_pairs(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path)
+    pictures = stage.pictures()
+    assert pictures.keys() == {"fusion_strip", "effects"}
+    assert pictures["fusion_strip"].size == (8 * 34 - 2, 2 * 34 - 2)  # two pairs of four test images
+    assert stage.average.module.training

@@ -1,0 +1,74 @@
+"""One step of pre-training is METHOD (10), whatever the accumulation."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from running import Trained, batch_of, new_setup, tiny_config, trained_once
+
+from pipeline.models.autoencoder import FusionAutoencoder
+from pipeline.training.pretrain import PretrainStage
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+def new_stage(trained: Trained, folder: Path, *overrides: str) -> PretrainStage:
+    return PretrainStage(new_setup(tiny_config(folder / "run", trained.shards, *overrides)))
+
+
+@pytest.mark.parametrize("micro", [4, 2])
+def test_one_step_minimises_the_mean_absolute_difference(trained: Trained, tmp_path: Path, micro: int) -> None:
+    stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}")
+    module = stage.average.trained
+    reference: FusionAutoencoder = copy.deepcopy(module)
+    chosen = stage.setup.config.optimizer
+    adam = torch.optim.Adam(reference.parameters(), lr=chosen.learning_rate, betas=(chosen.beta1, chosen.beta2))
+    batch = batch_of(stage.setup, 0)
+    assert len(batch) == 4 // micro
+    terms = stage.step(0, batch)
+
+    losses = []
+    for each in batch:
+        images = each.images.float() / 127.5 - 1
+        losses.append((reference.generator(reference.encoder(images)) - images).abs().mean())
+    expected = torch.stack(losses).mean()
+    expected.backward()
+    gradients = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
+    adam.step()
+    for name in ("loss/autoencoder", "loss_weighted/autoencoder", "loss/total"):
+        torch.testing.assert_close(terms[name], expected.detach())
+    torch.testing.assert_close(terms["gradient_norm/autoencoder"], gradients.norm(), rtol=1e-4, atol=0)
+    for (name, ours), theirs in zip(module.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=chosen.learning_rate / 100, msg=name)
+
+
+def test_the_average_follows_and_is_what_is_shown(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path, "training.ema_decay=0.9")
+    start = {name: p.clone() for name, p in stage.average.trained.named_parameters()}
+    stage.step(0, batch_of(stage.setup, 0))
+    share = 2 / 11  # (1 + 1) / (10 + 1), under 0.9
+    for name, p in stage.average.module.named_parameters():
+        expected = share * start[name] + (1 - share) * dict(stage.average.trained.named_parameters())[name]
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-7)
+    stage.settle()
+    assert stage.pictures()["reconstruction"].size == (4 * 34 - 2, 2 * 34 - 2)
+    assert stage.average.module.training, "showing leaves the mode as it was"
+
+
+def test_it_learns(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path, "model.base_channels=4", "optimizer.learning_rate=0.003")
+    losses = [float(stage.step(step, batch_of(stage.setup, 0))["loss/total"]) for step in range(60)]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_the_initial_weights_depend_on_the_seed_alone(trained: Trained, tmp_path: Path) -> None:
+    def weights(*overrides: str) -> torch.Tensor:
+        return new_stage(trained, tmp_path, *overrides).average.trained.encoder.body[0][0].weight.detach()
+
+    first = weights()
+    torch.rand(3)
+    assert torch.equal(first, weights()) and not torch.equal(first, weights("seed=1"))

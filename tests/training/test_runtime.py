@@ -1,0 +1,156 @@
+"""Devices, precision, skipped steps and signals."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from pipeline.config import OptimizerConfig, TrainingConfig
+from pipeline.errors import Interrupted, UserError
+from pipeline.training.runtime import Runtime, check_device, unsupported_gpu
+
+
+def new_runtime(**options: object) -> Runtime:
+    AcceleratorState._reset_state(True)
+    return Runtime(TrainingConfig(**{"device": "cpu", "max_skipped_steps": 3, **options}))
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    made = new_runtime()
+    yield made
+    made.stop_listening()
+
+
+def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime) -> None:
+    torch.manual_seed(0)
+    module, reference = nn.Linear(4, 3), nn.Linear(4, 3)
+    reference.load_state_dict(module.state_dict())
+    config = OptimizerConfig(learning_rate=0.01, beta1=0.3, beta2=0.7)
+    optimizer = runtime.optimizer([module], config)
+    adam = torch.optim.Adam(reference.parameters(), lr=0.01, betas=(0.3, 0.7))
+    for _ in range(3):
+        inputs = torch.randn(5, 4)
+        runtime.backward(module(inputs).square().mean())
+        reference(inputs).square().mean().backward()
+        expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None]).norm()
+        torch.testing.assert_close(runtime.apply(optimizer, "test"), expected)
+        assert all(p.grad is None for p in module.parameters())
+        adam.step()
+        adam.zero_grad()
+    for ours, theirs in zip(module.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(runtime: Runtime, value: float) -> None:
+    module = nn.Linear(2, 1)
+    optimizer = runtime.optimizer([module], OptimizerConfig())
+    before = module.weight.detach().clone()
+
+    def step(factor: float) -> None:
+        runtime.backward(module(torch.ones(1, 2)).sum() * factor)
+        runtime.apply(optimizer, "train, autoencoder")
+
+    step(value)
+    step(value)
+    assert torch.equal(module.weight, before) and runtime.skipped_steps == 2
+    step(1.0)  # the count of those in a row starts again
+    assert not torch.equal(module.weight, before)
+    step(value)
+    step(value)
+    with pytest.raises(UserError, match="train, autoencoder: the gradient was not finite 3 times in a row"):
+        step(value)
+    assert runtime.skipped_steps == 5 and torch.isfinite(module.weight).all()
+
+
+def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert new_runtime().loss_scale == 1.0 and new_runtime().scaler_state() == {}
+    assert new_runtime(mixed_precision="bf16").precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert new_runtime().precision == "bf16", "what `accelerate launch` says, where the configuration says nothing"
+    assert new_runtime(mixed_precision="no").precision == "no"
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: list[str], bf16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation)
+
+
+def test_devices_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_device("cpu", "bf16")
+    check_device("auto", "no")
+    with pytest.raises(UserError, match=r"training\.device: cuda was asked for"):
+        check_device("cuda", "no")
+    with pytest.raises(UserError, match="fp16 needs a CUDA GPU"):
+        check_device("auto", "fp16")
+
+
+def test_devices_with_a_v100(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, (7, 0), ["sm_70", "sm_80"], bf16=False)
+    check_device("cuda", "fp16")
+    with pytest.raises(UserError, match="a GPU has no bf16; use fp16"):
+        check_device("auto", "bf16")
+    check_device("cpu", "bf16")
+    with pytest.raises(UserError, match="fp16 needs a CUDA GPU"):
+        check_device("cpu", "fp16")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 0), ["sm_70", "sm_80"], True),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((8, 6), ["sm_80"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80", "sm_90"], True),
+        ((12, 0), ["sm_90", "sm_120"], True),
+        ((12, 0), ["sm_90", "compute_90"], False),
+    ],
+)
+def test_which_gpus_a_build_of_torch_runs_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: list[str], runs: bool
+) -> None:
+    pretend_gpu(monkeypatch, capability, built, bf16=True)
+    problem = unsupported_gpu()
+    assert (problem is None) == runs
+    if problem:
+        assert f"sm_{capability[0]}{capability[1]}" in problem and "pip install" in problem
+        with pytest.raises(UserError, match="pip install"):
+            check_device("auto", "no")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_waits_for_the_end_of_the_step(runtime: Runtime, number: int) -> None:
+    runtime.listen()
+    assert runtime.stop_signal() == 0
+    os.kill(os.getpid(), number)
+    assert runtime.stop_signal() == number
+
+
+def test_a_second_ctrl_c_stops_at_once(runtime: Runtime) -> None:
+    runtime.listen()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_afterwards_signals_do_what_they_do_elsewhere(runtime: Runtime) -> None:
+    runtime.listen()
+    runtime.stop_listening()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL == signal.getsignal(signal.SIGUSR1)
+
+
+def test_exit_codes_of_signals() -> None:
+    assert Interrupted(signal.SIGINT).exit_code == 130
+    assert Interrupted(signal.SIGTERM).exit_code == Interrupted(signal.SIGUSR1).exit_code == 75
+    assert "SIGTERM" in str(Interrupted(signal.SIGTERM))

@@ -1,0 +1,102 @@
+"""What TensorBoard and the terminal show."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from running import file_size_limit, scalars
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.config import TrainingConfig
+from pipeline.errors import UserError
+from pipeline.training.runtime import Runtime
+from pipeline.training.tracking import Tracker
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    AcceleratorState._reset_state(True)
+    return Runtime(TrainingConfig(device="cpu"))
+
+
+def new_tracker(folder: Path, runtime: Runtime, step: int = 0) -> Tracker:
+    return Tracker(folder / "tensorboard" / "train", runtime, "train", step, 10)
+
+
+def test_means_over_the_steps_since_the_last_line(
+    tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = new_tracker(tmp_path, runtime)
+    runtime.skipped_steps = 2
+    for value in (1.0, 2.0, 6.0):
+        tracker.add({"loss/total": torch.tensor(value), "critic/real": torch.tensor(-value)}, 8, 0.0)
+    means = tracker.flush(3, {"learning_rate/autoencoder": 0.125})
+    assert means["loss/total"] == 3 and means["critic/real"] == -3
+    assert "train 3/10  total 3" in capsys.readouterr().out
+    tracker.add({"loss/total": torch.tensor(5.0)}, 8, 0.0)
+    tracker.flush(4, {})
+    tracker.close()
+    shown = scalars(tmp_path, "train")
+    assert shown["loss/total"] == {3: 3.0, 4: 5.0} and shown["critic/real"] == {3: -3.0}
+    assert shown["learning_rate/autoencoder"] == {3: 0.125}
+    assert shown["amp/skipped_steps"][3] == 2 and shown["amp/loss_scale"][3] == 1
+    assert shown["speed/images_per_second"][3] > 0
+
+
+def test_time_waiting_for_data_is_a_share(tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    tracker = new_tracker(tmp_path, runtime)
+    tracker.add({"loss/total": torch.tensor(1.0)}, 8, 1.0)
+    now[0] += 4
+    means = tracker.flush(1, {})
+    tracker.close()
+    assert means["speed/data_wait_share"] == 0.25 and means["speed/images_per_second"] == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path: Path, runtime: Runtime, value: float) -> None:
+    tracker = new_tracker(tmp_path, runtime)
+    tracker.add({"loss/style": torch.tensor(value), "loss/content": torch.tensor(1.0)}, 8, 0.0)
+    with pytest.raises(UserError, match="train: loss/style not finite at or before step 7"):
+        tracker.flush(7, {})
+    tracker.close()
+
+
+def test_a_resumed_run_hides_the_steps_it_repeats(tmp_path: Path, runtime: Runtime) -> None:
+    for first, steps, value in ((0, range(1, 6), 1.0), (3, range(4, 7), 2.0)):
+        tracker = new_tracker(tmp_path, runtime, first)
+        for step in steps:
+            tracker.add({"loss/total": torch.tensor(value)}, 8, 0.0)
+            tracker.flush(step, {})
+        tracker.close()
+    assert scalars(tmp_path, "train")["loss/total"] == {1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}
+
+
+def test_a_picture_is_shown_as_it_is(tmp_path: Path, runtime: Runtime) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    tracker = new_tracker(tmp_path, runtime)
+    tracker.picture("strip", Image.fromarray(pixels), 5)
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "train")).Reload()
+    (shown,) = events.Images("strip")
+    assert (shown.step, shown.width, shown.height) == (5, 9, 6)
+    (tmp_path / "shown.png").write_bytes(shown.encoded_image_string)
+    with Image.open(tmp_path / "shown.png") as picture:
+        assert (np.asarray(picture.convert("RGB")) == pixels).all()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = new_tracker(tmp_path, runtime)
+    with file_size_limit(200):
+        tracker.add({f"loss/{name}": torch.tensor(1.0) for name in "abcdefghij"}, 8, 0.0)
+        with pytest.raises(UserError, match="tensorboard/train: File too large"):
+            tracker.flush(1, {})
+        for thread in threading.enumerate():
+            if type(thread).__name__ == "_AsyncWriterThread" and thread.exception:  # type: ignore[attr-defined]
+                thread.join(5)
+    assert "Traceback" not in capsys.readouterr().err
