@@ -67,14 +67,14 @@ def test_a_term_that_is_not_finite_stops_the_run_by_name(tmp_path: Path, runtime
     tracker.close()
 
 
-def test_a_resumed_run_hides_the_steps_it_repeats(tmp_path: Path, runtime: Runtime) -> None:
-    for first, steps, value in ((0, range(1, 6), 1.0), (3, range(4, 7), 2.0)):
+def test_a_resumed_run_hides_the_steps_that_it_goes_back_behind(tmp_path: Path, runtime: Runtime) -> None:
+    for first, steps, value in ((0, range(1, 8), 1.0), (3, range(4, 6), 2.0)):
         tracker = new_tracker(tmp_path, runtime, first)
         for step in steps:
             tracker.add({"loss/total": torch.tensor(value)}, 8, 0.0)
             tracker.flush(step, {})
         tracker.close()
-    assert scalars(tmp_path, "train")["loss/total"] == {1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}
+    assert scalars(tmp_path, "train")["loss/total"] == {1: 1, 2: 1, 3: 1, 4: 2, 5: 2}
 
 
 def test_a_picture_is_shown_as_it_is(tmp_path: Path, runtime: Runtime) -> None:
@@ -100,3 +100,14 @@ def test_a_full_disk_is_one_line(tmp_path: Path, runtime: Runtime, capsys: pytes
             if type(thread).__name__ == "_AsyncWriterThread" and thread.exception:  # type: ignore[attr-defined]
                 thread.join(5)
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_writers_thread_keeps_disk_errors_to_itself(
+    tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    new_tracker(tmp_path, runtime).close()
+    for error in (OSError("No space left on device"), ValueError("a bug")):
+        threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
+    shown = capsys.readouterr().err
+    assert "a bug" in shown and "No space" not in shown
