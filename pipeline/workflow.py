@@ -27,6 +27,7 @@ def pretrain(config: Config) -> None:
     runtime = Runtime(config.training)
     with checkpoint.claimed(config.run_dir, runtime.is_main):
         _pretrain(config, runtime)
+    runtime.close()
 
 
 def train(config: Config, pretrained: Path | None) -> None:
@@ -34,6 +35,7 @@ def train(config: Config, pretrained: Path | None) -> None:
     runtime = Runtime(config.training)
     with checkpoint.claimed(config.run_dir, runtime.is_main):
         _train(config, runtime, pretrained)
+    runtime.close()
 
 
 def run(config: Config) -> None:
@@ -53,6 +55,7 @@ def run(config: Config) -> None:
             made = _finish(config, runtime.device)
             print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
         runtime.wait()
+    runtime.close()
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:

@@ -50,10 +50,8 @@ class PerceptualNetwork(nn.Module):
         super().__init__()
         self.config = config
         taps = TAPS[config.arch]
-        with torch.device("meta"):  # the whole VGG has 138 million weights, and seconds of initialising them
-            features = vgg.make_layers(vgg.cfgs[STACKS[config.arch]], batch_norm=False)[: taps[-1] + 2]
+        features = vgg.make_layers(vgg.cfgs[STACKS[config.arch]], batch_norm=False)[: taps[-1] + 2]
         self.features = nn.ModuleList(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in features)
-        self.features.to_empty(device="cpu")
         self.taps = {tap + 1 for tap in taps}
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))

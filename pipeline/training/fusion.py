@@ -67,6 +67,10 @@ class FusionStage:
     def begin(self) -> None:
         found = checkpoint.find(self.pretrained)
         restore(found, self.average.modules())
+        if self.setup.config.perceptual.feature_scale == "none":
+            self.runtime.say(
+                "train: perceptual.feature_scale is none: the loss weights must fit the weights' own scale"
+            )
         self.perceptual.calibrate(images.to(self.runtime.device) for images in self.setup.calibration)
         self.runtime.say(f"train: started from {found.path}")
 

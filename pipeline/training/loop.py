@@ -122,7 +122,7 @@ def run(stage: Stage, setup: Setup) -> None:
                     tracker.picture(name, picture, step)
             if save:
                 _save(stage, setup, folder, step)
-            if stop and step < stage.total_steps:
+            if stop:
                 raise Interrupted(stop)
     finally:
         batches.close()

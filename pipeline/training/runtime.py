@@ -166,7 +166,7 @@ class Runtime:
         return int(received.item())
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, in order: only after success, since a rank that failed cannot wait for others."""
         self.accelerator.end_training()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -183,7 +183,7 @@ def check_device(device: str, precision: str) -> None:
     """
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
-        raise UserError("training.device: cuda was asked for, but torch sees no GPU here; `latentfuse doctor` says why")
+        raise UserError("device: cuda was asked for, but torch sees no GPU here; `latentfuse doctor` says why")
     on_cuda = has_cuda and device != "cpu"
     if precision == "fp16" and not on_cuda:
         raise UserError("training.mixed_precision: fp16 needs a CUDA GPU; use bf16 or no on a CPU")

@@ -182,7 +182,7 @@ def test_a_setting_that_does_not_hold(trained: Trained, tmp_path: Path, setting:
 @pytest.mark.parametrize("command", ["pretrain", "train", "run"])
 def test_no_gpu_where_one_was_asked_for(trained: Trained, tmp_path: Path, command: str) -> None:
     arguments = tiny_arguments(tmp_path / "run", trained.shards, "training.device=cuda")
-    latentfuse(command, *arguments).assert_one_line("training.device: cuda", "no GPU", "latentfuse doctor")
+    latentfuse(command, *arguments).assert_one_line("device: cuda", "no GPU", "latentfuse doctor")
     assert listing(tmp_path) == {"tiny.yaml"}
 
 

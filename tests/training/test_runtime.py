@@ -88,7 +88,7 @@ def test_devices_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     check_device("cpu", "bf16")
     check_device("auto", "no")
-    with pytest.raises(UserError, match=r"training\.device: cuda was asked for"):
+    with pytest.raises(UserError, match=r"device: cuda was asked for"):
         check_device("cuda", "no")
     with pytest.raises(UserError, match="fp16 needs a CUDA GPU"):
         check_device("auto", "fp16")
