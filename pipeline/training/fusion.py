@@ -12,6 +12,7 @@ from pipeline import latents, losses, pictures
 from pipeline.config import LAYERS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.data.order import Stream, generator
+from pipeline.errors import UserError
 from pipeline.evaluation.effects import effect_matrix
 from pipeline.images import normalise
 from pipeline.models.autoencoder import FusionAutoencoder, FusionOutput, rolled
@@ -66,6 +67,13 @@ class FusionStage:
 
     def begin(self) -> None:
         found = checkpoint.find(self.pretrained)
+        planned = found.state["config"]["training"]["pretrain_steps"]
+        wanted = min(planned, self.setup.config.training.pretrain_steps)
+        if found.state["stage"] == "pretrain" and found.step < wanted:
+            raise UserError(
+                f"{found.path}: pre-training stopped at step {found.step} of {wanted}; "
+                f"run `pretrain` again to finish it, or set training.pretrain_steps={found.step}"
+            )
         restore(found, self.average.modules())
         if self.setup.config.perceptual.feature_scale == "none":
             self.runtime.say(

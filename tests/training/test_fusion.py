@@ -9,6 +9,7 @@ import torch
 from running import Trained, batch_of, new_setup, tiny_config, trained_once
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 
@@ -238,3 +239,13 @@ def test_pictures_show_held_out_pairs(trained: Trained, tmp_path: Path) -> None:
     assert pictures.keys() == {"fusion_strip", "effects"}
     assert pictures["fusion_strip"].size == (8 * 34 - 2, 2 * 34 - 2)  # two pairs of four test images
     assert stage.average.module.training
+
+
+def test_it_does_not_start_from_half_a_pre_training(trained: Trained, tmp_path: Path) -> None:
+    found = checkpoint.find(trained.run / "pretrain")
+    checkpoint.save(tmp_path / "half", 1, found.weights, found.optimizers, found.state, keep=2)
+    config = tiny_config(tmp_path / "run", trained.shards)
+    with pytest.raises(UserError, match=rf"stopped at step 1 of {found.step}; run `pretrain` again"):
+        FusionStage(new_setup(config), tmp_path / "half").begin()
+    accepted = tiny_config(tmp_path / "run", trained.shards, "training.pretrain_steps=1")
+    FusionStage(new_setup(accepted), tmp_path / "half").begin()
