@@ -1,5 +1,6 @@
 """Pictures of fused faces: one, a strip from A to B, a grid of single elements."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -47,9 +48,17 @@ def single(bundle: Bundle, a: Tensor, b: Tensor, lambda_: float | list[float]) -
 
 def strip(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Image:
     """The paper's figure: the inputs in the first row, `count` fused images from A to B in the second."""
+    return strips(bundle, [(a, b)], count)
+
+
+def strips(bundle: Bundle, pairs: Sequence[tuple[Tensor, Tensor]], count: int) -> Image:
+    """The same for several pairs, one under the other."""
     _check_count(count)
-    fused = pictures.strip(bundle.model, a[0], b[0], count)
-    return pictures.tile([[a[0], *[None] * (count - 2), b[0]], list(fused)])
+    rows: list[list[Tensor | None]] = []
+    for a, b in pairs:
+        rows.append([a[0], *[None] * (count - 2), b[0]])
+        rows.append(list(pictures.strip(bundle.model, a[0], b[0], count)))
+    return pictures.tile(rows)
 
 
 def grid(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Image:

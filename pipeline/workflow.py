@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 
 from pipeline import bundle as bundles
 from pipeline import fuse
@@ -18,6 +19,8 @@ from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
 
+STRIPS, SHOWN_SIDE = 4, 128
+"""Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
 PAINTED = "synth"
 """The value of `data.source` that stands for painted faces."""
 
@@ -120,8 +123,10 @@ def _finish(config: Config, device: torch.device) -> dict[str, Path]:
     if (metrics.get("bundle"), metrics.get("shards")) != (bundle.trained, seen):
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"])
     print(as_table(metrics), flush=True)
-    pair = images.load([0, 1]).to(device)
-    fuse.save(fuse.strip(bundle, pair[:1], pair[1:], 6), made["strip"])
+    shown = images.load(list(range(min(2 * STRIPS, len(images))))).to(device).split(1)
+    strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
+    enlarged = max(1, SHOWN_SIDE // bundle.image_size)
+    fuse.save(strips.resize((strips.width * enlarged, strips.height * enlarged), Resampling.NEAREST), made["strip"])
     return made
 
 

@@ -97,7 +97,7 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
     newest, _ = checkpoint.newest(run / "train" / "checkpoints")
     assert newest is not None and load_bundle(run / "bundle").trained["checkpoint"] == newest.digest
     with Image.open(run / "strip.png") as strip:
-        assert strip.size == (6 * 34 - 2, 2 * 34 - 2)
+        assert strip.size == (4 * (6 * 34 - 2), 4 * (4 * 34 - 2))  # two pairs of test images, enlarged
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["bundle"]["checkpoint"] == newest.digest and "| reconstruction L1 |" in first.out
 

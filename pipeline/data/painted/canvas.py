@@ -7,11 +7,12 @@ from PIL import Image, ImageDraw
 from pipeline.data.painted.head import HEIGHT, WIDTH, Points
 
 Colour = tuple[int, int, int]
+Planes = NDArray[np.float32]  # (channels, HEIGHT, WIDTH)
 Field = NDArray[np.float32]  # (HEIGHT, WIDTH): one number for each pixel
 
-SKIN: Colour = (255, 0, 255)
-HAIR: Colour = (0, 255, 255)
-OTHER: Colour = (0, 0, 255)
+# What a pixel is made of. The sum of four codes tells how many of the four are skin, hair and other: its digits to
+# base 8, from the lowest.
+SKIN, HAIR, OTHER = 1, 8, 64
 
 _SCALE = 2  # supersampling of the shapes
 _COLUMNS = np.arange(WIDTH, dtype=np.float32) + 0.5
@@ -25,40 +26,46 @@ class Canvas:
     """
 
     def __init__(self) -> None:
+        # glibc gives memory back to the system, to fault it in again for the next picture, unless as large a block
+        # has been freed before.
+        np.empty(1 << 23, dtype=np.uint8)
         size = (WIDTH * _SCALE, HEIGHT * _SCALE)
         # Black under the shapes: reducing then gives colours already multiplied by coverage.
-        self._colours, self._materials = Image.new("RGB", size), Image.new("RGB", size)
+        self._colours, self._materials = Image.new("RGB", size), Image.new("L", size)
         self._draw, self._draw_material = ImageDraw.Draw(self._colours), ImageDraw.Draw(self._materials)
         self._blend = ImageDraw.Draw(self._colours, "RGBA")  # slower, and only needed below full opacity
-        self._planes = np.empty((5, 3, HEIGHT, WIDTH), dtype=np.float32)
+        self._planes = np.empty((4, 3, HEIGHT, WIDTH), dtype=np.float32)
+        self.backdrop = np.empty((3, HEIGHT + 1, WIDTH + 2), dtype=np.float32)  # room for one: multiples of three
+        self._shares = np.empty((3, HEIGHT, WIDTH), dtype=np.float32)
 
     def clear(self) -> None:
         """Remove every shape."""
-        for picture in (self._colours, self._materials):
-            picture.paste((0, 0, 0), (0, 0, *picture.size))
+        box = (0, 0, *self._colours.size)
+        self._colours.paste((0, 0, 0), box)
+        self._materials.paste(0, box)
 
-    def fill(self, points: Points, colour: Colour, material: Colour | None = None, opacity: float = 1.0) -> None:
+    def fill(self, points: Points, colour: Colour, material: int | None = None, opacity: float = 1.0) -> None:
         """Fill a polygon; without `material` the pixels keep theirs, so it must lie inside of the figure."""
-        flat = (points * _SCALE).ravel().tolist()
+        corners = (points * _SCALE).ravel().tolist()
         if opacity < 1:
-            self._blend.polygon(flat, fill=(*colour, round(255 * opacity)))
+            self._blend.polygon(corners, fill=(*colour, round(255 * opacity)))
         else:
-            self._draw.polygon(flat, fill=colour)
+            self._draw.polygon(corners, fill=colour)
         if material is not None:
-            self._draw_material.polygon(flat, fill=material)
+            self._draw_material.polygon(corners, fill=material)
 
     def line(
-        self, points: Points, colour: Colour, width: float, opacity: float = 1.0, material: Colour | None = None
+        self, points: Points, colour: Colour, width: float, opacity: float = 1.0, material: int | None = None
     ) -> None:
         """A line of `width` pixels through the points; as in `fill`, without `material` inside of the figure only."""
-        flat = (points * _SCALE).ravel().tolist()
+        corners = (points * _SCALE).ravel().tolist()
         draw, ink = (self._blend, (*colour, round(255 * opacity))) if opacity < 1 else (self._draw, colour)
         thickness = max(1, round(width * _SCALE))
-        draw.line(flat, fill=ink, width=thickness)
+        draw.line(corners, fill=ink, width=thickness)
         if material is not None:
-            self._draw_material.line(flat, fill=material, width=thickness)
+            self._draw_material.line(corners, fill=material, width=thickness)
 
-    def dot(self, centre: Points, radius: float, colour: Colour, material: Colour | None = None) -> None:
+    def dot(self, centre: Points, radius: float, colour: Colour, material: int | None = None) -> None:
         """A filled circle."""
         x, y = float(centre[0]) * _SCALE, float(centre[1]) * _SCALE
         box = (x - radius * _SCALE, y - radius * _SCALE, x + radius * _SCALE, y + radius * _SCALE)
@@ -66,42 +73,52 @@ class Canvas:
         if material is not None:
             self._draw_material.ellipse(box, fill=material)
 
-    def colours(self) -> NDArray[np.float32]:
+    def colours(self, coverage: Field) -> Planes:
         """(3, HEIGHT, WIDTH): red, green and blue in [0, 255], times the coverage."""
-        return self.planes(self._colours.reduce(_SCALE), 0)
-
-    def materials(self) -> NDArray[np.float32]:
-        """(3, HEIGHT, WIDTH): the shares, in [0, 1], of skin, of hair and of the whole figure in each pixel."""
-        shares = self.planes(self._materials.reduce(_SCALE), 1)
-        shares *= np.float32(1 / 255)
-        return shares
-
-    def planes(self, picture: Image.Image, buffer: int = 2) -> NDArray[np.float32]:
-        """(3, HEIGHT, WIDTH): a picture's colour planes; broadcasting over them is far faster than over (..., 3)."""
-        planes: NDArray[np.float32] = self._planes[buffer]
-        np.copyto(planes, np.asarray(picture).transpose(2, 0, 1))
+        planes: Planes = self._planes[0]
+        picture = self._colours.reduce(_SCALE)
+        for plane, band in zip(planes, "RGB", strict=True):
+            plane[:] = np.frombuffer(picture.tobytes("raw", band), np.uint8).reshape(HEIGHT, WIDTH)
+        whole = flat(planes)
+        np.minimum(whole, flat(np.float32(255) * coverage), out=whole)  # lines may stick out by a pixel
         return planes
 
-    def scratch(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Two times (3, HEIGHT, WIDTH): room to compute in, with anything in it."""
-        return self._planes[3], self._planes[4]
+    def materials(self) -> tuple[Field, Field, Field]:
+        """The shares, in [0, 1], of skin, of hair and of the whole figure in each pixel."""
+        # Two pixels of a row are one number here: no sum of two codes runs over its byte.
+        pairs = np.frombuffer(self._materials.tobytes(), np.uint16).reshape(HEIGHT, _SCALE, WIDTH)
+        columns = pairs[:, 0] + pairs[:, 1]
+        codes = (columns & 255) + (columns >> 8)
+        skin, hair = codes & 7, (codes >> 3) & 7
+        for share, counts in zip(self._shares, (skin, hair, skin + hair + (codes >> 6)), strict=True):
+            np.multiply(counts, np.float32(1 / _SCALE**2), out=share)
+        return self._shares[0], self._shares[1], self._shares[2]
+
+    def scratch(self) -> tuple[Planes, Planes, Planes]:
+        """Three times (3, HEIGHT, WIDTH): room to compute in, with anything in it."""
+        return self._planes[1], self._planes[2], self._planes[3]
 
 
-def glow(spots: Points, field: Field) -> Field:
-    """Make `field` the sum of soft spots, (K, 5) rows of x, y, radius across, radius down, amount.
+def flat(planes: Planes) -> Planes:
+    """The same pixels in one row for each plane, or in one row: broadcasting over long rows is far faster."""
+    row: Planes = planes.reshape(*planes.shape[:-2], HEIGHT * WIDTH)
+    return row
+
+
+def glow(spots: Points, fields: list[Field]) -> None:
+    """Add soft spots, (K, 5) rows of x, y, radius across, radius down, amount, each to its field.
 
     A spot is a Gaussian; its radii are standard deviations in pixels, its amount is its height.
     """
-    x, y, across, down, amount = (np.asarray(column, np.float32)[:, None] for column in spots.T)
+    x, y, across, down, amount = spots.astype(np.float32).T[:, :, None]
     rows, columns = (_ROWS - y) / down, (_COLUMNS - x) / across
     rows, columns = amount * np.exp(rows * rows * np.float32(-0.5)), np.exp(columns * columns * np.float32(-0.5))
     # Three deviations are enough to see.
     tops, bottoms = _window(y, down, HEIGHT)
     lefts, rights = _window(x, across, WIDTH)
-    field.fill(0)
-    for k, (top, bottom, left, right) in enumerate(zip(tops, bottoms, lefts, rights, strict=True)):
-        field[top:bottom, left:right] += rows[k, top:bottom, None] * columns[k, left:right]
-    return field
+    windows = zip(tops, bottoms, lefts, rights, strict=True)
+    for field, row, column, (top, bottom, left, right) in zip(fields, rows, columns, windows, strict=True):
+        field[top:bottom, left:right] += row[top:bottom, None] * column[left:right]
 
 
 def _window(centres: Field, radii: Field, size: int) -> tuple[list[int], list[int]]:
@@ -110,16 +127,22 @@ def _window(centres: Field, radii: Field, size: int) -> tuple[list[int], list[in
     return first.astype(int).ravel().tolist(), last.astype(int).ravel().tolist()
 
 
-def ball_light(centre: Points, radius: tuple[float, float], direction: tuple[float, float, float]) -> Field:
-    """Light in [-1, 1] on a ball seen from the front; `direction` is a unit vector to the light: right, down, near."""
+def ball_light(
+    centre: Points, radius: tuple[float, float], direction: tuple[float, float, float], contrast: float, base: float
+) -> Field:
+    """`base` and, times `contrast`, light in [-1, 1] on a ball seen from the front.
+
+    `direction` is a unit vector to the light: right, down, near.
+    """
     across = np.clip((_COLUMNS - np.float32(centre[0])) / np.float32(radius[0]), -1, 1)
     down = np.clip((_ROWS - np.float32(centre[1])) / np.float32(radius[1]), -1, 1)
-    near: Field = (1 - down * down)[:, None] - (across * across)[None, :]
-    np.sqrt(np.maximum(near, np.float32(0.04), out=near), out=near)
-    near *= np.float32(direction[2])
-    near += (across * np.float32(direction[0]))[None, :]
-    near += (down * np.float32(direction[1]))[:, None]
-    return near
+    light: Field = (1 - down * down)[:, None] - across * across
+    np.sqrt(np.maximum(light, np.float32(0.04), out=light), out=light)
+    right, below, near = (np.float32(contrast * part) for part in direction)
+    light *= near
+    light += (across * right)[None, :]
+    light += (down * below + np.float32(base))[:, None]
+    return light
 
 
 def mixed(first: Colour, second: Colour, share: float) -> Colour:

@@ -10,8 +10,19 @@ from pipeline.data.painted.hair import hair_colour
 from pipeline.data.painted.head import Head, Points, mouth_line
 
 _ALONG = np.linspace(-1, 1, 17)
+_SIDES = np.array([[-1.0], [1.0]])
+_CURVE = 1 - np.abs(_ALONG) ** 2.3  # from corner to corner
+_LASHES = np.clip(0.5 + 0.5 * _SIDES * _ALONG, 0, 1)[..., None] * np.array([0.0, 1.0])
+_BROW = np.clip(1.05 - 0.45 * (_ALONG + 1) ** 1.5 / 1.6, 0.15, 1) * np.minimum(1, (_ALONG + 1.25) / 0.4)
+_ROUNDED = 1 - np.abs(_ALONG) ** 2.2
+_BOW = 1 - 0.32 * np.exp(-((_ALONG / 0.16) ** 2))
+_LID = np.array([0.0, 1.3]) * (1 - np.abs(_ALONG))[:, None]
 _ROUND = np.linspace(0, 2 * math.pi, 28, endpoint=False)
-_CIRCLE = np.stack([np.cos(_ROUND), np.sin(_ROUND)], axis=-1)
+_TURN = np.linspace(0, 2 * math.pi, 20, endpoint=False)
+_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
+_NINE = np.linspace(0, 1, 9)
+_BEND = np.sin(_NINE * math.pi)
+_NOSTRILS = np.stack([2.3 * _CIRCLE[:, 0] + 0 * _SIDES, (1.15 + 0.3 * _SIDES * _CIRCLE[:, 0]) * _CIRCLE[:, 1]], axis=-1)
 _EYE_RADII = np.array([5.5, 4.9, 2.6, 1.05])  # rim, iris, pupil, glint
 _IRIS: tuple[Colour, ...] = (
     (58, 36, 24),
@@ -30,21 +41,19 @@ def paint_eyes(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> No
     above = (3.2 + 4.0 * factors.eye_openness) * (1 + 0.1 * factors.eye_size)
     below = 2.0 + 2.2 * factors.eye_openness
     iris = ramp(_IRIS, factors.eye_colour)
-    size, curve = np.abs(_ALONG), 1 - np.abs(_ALONG) ** 2.3
-    lines = np.stack([-above * curve, below * (1 - size * size), -(above + 2.6) * (0.15 + 0.85 * curve)])
-    for side in (-1.0, 1.0):
-        tilt = -(0.4 + 1.6 * factors.eye_tilt) * side * _ALONG
-        upper, lower, crease = head.on_face(side * head.eye_u + half * _ALONG, lines + tilt, 1.0)
+    lines = np.stack([-above * _CURVE, below * (1 - _ALONG * _ALONG), -(above + 2.6) * (0.15 + 0.85 * _CURVE)])
+    tilts = -(0.4 + 1.6 * factors.eye_tilt) * _SIDES * _ALONG
+    eyes = head.on_face((_SIDES * head.eye_u + half * _ALONG)[:, None], lines + tilts[:, None], 1.0)
+    middles = head.on_face(_SIDES[:, 0] * head.eye_u, np.zeros(2))
+    to_glint = np.array([[0.0, 0.0]] * 3 + [[1.4 if factors.light_x > 0 else -1.4, -1.5]])
+    circles = (to_glint[:, None] + _EYE_RADII[:, None, None] * _CIRCLE)[None] + middles[:, None, None]
+    lash = np.array([0.0, 1.0])
+    for (upper, lower, crease), circle, thickness in zip(eyes, circles, 0.5 * lash + 0.9 * _LASHES, strict=True):
         canvas.fill(np.concatenate([upper, lower[::-1]]), (243, 240, 238))
-        centre = head.on_face(side * head.eye_u, 0.0)
-        glint = centre + np.array([1.4 if factors.light_x > 0 else -1.4, -1.5])
-        centres = np.stack([centre, centre, centre, glint])[:, None]
-        discs = _between(centres + _EYE_RADII[:, None, None] * _CIRCLE, upper, lower)
+        discs = _between(circle, upper, lower)
         for disc, colour in zip(discs, (scaled(iris, 0.6), iris, (16, 12, 14), (255, 255, 255)), strict=True):
             canvas.fill(disc, colour)
-        lid = upper + np.array([0.0, 1.3]) * (1 - np.abs(_ALONG))[:, None]
-        canvas.fill(np.concatenate([upper, lid[::-1]]), (40, 26, 26), opacity=0.35)  # the lid's shadow
-        thickness = (0.5 + 0.9 * np.clip(0.5 + 0.5 * side * _ALONG, 0, 1))[:, None] * np.array([0.0, 1.0])
+        canvas.fill(np.concatenate([upper, (upper + _LID)[::-1]]), (40, 26, 26), opacity=0.35)  # the lid's shadow
         canvas.fill(np.concatenate([upper - thickness, upper[::-1] + 0.35 * thickness[::-1]]), (40, 26, 24))
         canvas.line(lower, scaled(skin, 0.66), 0.6, 0.7)
         canvas.line(crease[1:-1], scaled(skin, 0.68), 0.8, 0.6)
@@ -54,14 +63,10 @@ def paint_brows(canvas: Canvas, head: Head, factors: Factors) -> None:
     """Eyebrows, darker than the hair and tapered outwards."""
     colour = scaled(hair_colour(factors), 0.72 if factors.hair_colour != "blond" else 0.62)
     thickness = 1.4 + 2.6 * factors.brow_thickness
-    for side in (-1.0, 1.0):
-        u = side * (head.eye_u + 0.5) + side * 11.5 * _ALONG  # -1 is the inner end
-        arch = (2.0 + 2.6 * max(0.0, factors.brow_arch + 0.4)) * (1 - (_ALONG - 0.1) ** 2 / 2.2)
-        v = -14.8 - 0.6 * factors.brow_thickness - arch
-        body = (
-            thickness * np.clip(1.05 - 0.45 * (_ALONG + 1) ** 1.5 / 1.6, 0.15, 1) * np.minimum(1, (_ALONG + 1.25) / 0.4)
-        )
-        upper, lower = head.on_face(u, np.stack([v - 0.5 * body, v + 0.5 * body]))
+    u = _SIDES * (head.eye_u + 0.5 + 11.5 * _ALONG)  # -1 is the inner end
+    arch = (2.0 + 2.6 * max(0.0, factors.brow_arch + 0.4)) * (1 - (_ALONG - 0.1) ** 2 / 2.2)
+    v, body = -14.8 - 0.6 * factors.brow_thickness - arch, thickness * _BROW
+    for upper, lower in head.on_face(u[:, None], np.stack([v - 0.5 * body, v + 0.5 * body])):
         canvas.fill(np.concatenate([upper, lower[::-1]]), colour, opacity=0.9)
 
 
@@ -69,18 +74,17 @@ def paint_nose(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> No
     """Nostrils, wings and the shaded side of the bridge; its roundness comes with the light."""
     wing = 8.6 + 1.9 * factors.nose_width
     base, dark = head.nose_v + 3.2, scaled(skin, 0.62)
-    along = np.linspace(0, 1, 9)
-    for side in (-1.0, 1.0):
-        bend = np.sin(along * math.pi)
-        u = side * (wing - 1.6 + 1.8 * bend)
-        canvas.line(head.place(u, base - 6.5 + 7.0 * along, 42.0 - 2 * bend), dark, 0.9, 0.55)
-        nostril = head.place(side * 0.47 * wing, base + 0.6, 47.0)
-        turn = np.stack([2.3 * np.cos(_ROUND), (1.15 + 0.3 * side * np.cos(_ROUND)) * np.sin(_ROUND)], axis=-1)
-        canvas.fill(nostril + turn * (0.85 + 0.15 * factors.nose_width), scaled(skin, 0.42), opacity=0.85)
+    u = _SIDES * (wing - 1.6 + 1.8 * _BEND)
+    wings = head.place(u, base - 6.5 + 7.0 * _NINE, 42.0 - 2 * _BEND)
+    nostrils = head.place(_SIDES * 0.47 * wing, base + 0.6, 47.0)
+    turns = _NOSTRILS * (0.85 + 0.15 * factors.nose_width)
+    for edge, nostril in zip(wings, nostrils + turns, strict=True):
+        canvas.line(edge, dark, 0.9, 0.55)
+        canvas.fill(nostril, scaled(skin, 0.42), opacity=0.85)
     under = head.place(0.6 * wing * _ALONG, base + 1.8 - 2.0 * _ALONG * _ALONG, 49.0 - 3 * _ALONG * _ALONG)
     canvas.line(under, dark, 0.8, 0.5)
     side = 1.0 if factors.light_x < 0 else -1.0
-    ridge = head.place(side * (3.4 + 1.2 * along), -4.0 + (head.nose_v - 2) * along, 42.0 + 5 * along)
+    ridge = head.place(side * (3.4 + 1.2 * _NINE), -4.0 + (head.nose_v - 2) * _NINE, 42.0 + 5 * _NINE)
     canvas.line(ridge, scaled(skin, 0.8), 0.9, 0.3 + 0.25 * abs(factors.light_x))
 
 
@@ -89,11 +93,10 @@ def paint_mouth(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     natural = mixed(scaled(skin, 0.86), (188, 76, 82), 0.5)
     lips = mixed(natural, (184, 24, 58), 0.85 * factors.lipstick)
     fullness = 1 + 0.32 * factors.lip_fullness
-    opening = 7.5 * factors.mouth_open * (1 - np.abs(_ALONG) ** 2.2)
-    round_ = 1 - np.abs(_ALONG) ** 2.2
-    bow = 1 - 0.32 * np.exp(-((_ALONG / 0.16) ** 2))
+    opening = 7.5 * factors.mouth_open * _ROUNDED
     gaps = np.stack([-0.25 * opening, 0.75 * opening])
-    lines = np.stack([gaps[0] - 4.3 * fullness * round_ * bow, gaps[0], gaps[1], gaps[1] + 5.4 * fullness * round_])
+    full = fullness * _ROUNDED
+    lines = np.stack([gaps[0] - 4.3 * full * _BOW, gaps[0], gaps[1], gaps[1] + 5.4 * full])
     top, gap_top, gap_bottom, bottom = mouth_line(head, _ALONG, lines)
     canvas.fill(np.concatenate([top, gap_top[::-1]]), scaled(lips, 0.88))
     canvas.fill(np.concatenate([gap_bottom, bottom[::-1]]), lips)
@@ -101,18 +104,15 @@ def paint_mouth(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     canvas.line(shine, mixed(lips, (255, 255, 255), 0.35), 1.1, 0.35 + 0.35 * factors.lipstick)
     if factors.mouth_open > 0:
         canvas.fill(np.concatenate([gap_top, gap_bottom[::-1]]), (84, 26, 30))
-        edges = np.stack([-0.25 * opening, np.minimum(-0.25 * opening + 3.4, 0.6 * opening) * round_])
+        edges = np.stack([-0.25 * opening, np.minimum(-0.25 * opening + 3.4, 0.6 * opening) * _ROUNDED])
         upper, teeth = mouth_line(head, 0.86 * _ALONG, edges)
         canvas.fill(np.concatenate([upper, teeth[::-1]]), (246, 242, 236))
     canvas.line(gap_top, scaled(lips, 0.55), 0.9, 0.8)
-    for side in (-1.0, 1.0):
-        corner = mouth_line(head, np.array(side)) + np.array([0.0, -0.2])
+    for corner in top[[0, -1]] + np.array([0.0, -0.2]):
         canvas.fill(corner + 1.1 * _CIRCLE, scaled(skin, 0.6), opacity=0.6)
     if factors.smile > 0.2:
-        for side in (-1.0, 1.0):
-            along = np.linspace(0, 1, 7)
-            u = side * (11.0 + (head.mouth_u - 6.0) * along + 1.5 * np.sin(along * math.pi))
-            fold = head.on_face(u, head.nose_v + 1.0 + (head.mouth_v - head.nose_v - 3.0) * along)
+        u = _SIDES * (11.0 + (head.mouth_u - 6.0) * _NINE + 1.5 * _BEND)
+        for fold in head.on_face(u, head.nose_v + 1.0 + (head.mouth_v - head.nose_v - 3.0) * _NINE):
             canvas.line(fold, scaled(skin, 0.72), 0.9, 0.45 * factors.smile)
 
 

@@ -52,11 +52,11 @@ def paint_front_hair(canvas: Canvas, head: Head, factors: Factors) -> None:
         canvas.fill(np.concatenate([inner, outer[::-1]]), colour, HAIR, 0.82)
         return
     shadow = inner + np.array([0.6 - 1.5 * factors.light_x, 2.6])
-    canvas.fill(np.concatenate([shadow, inner[::-1]]), (70, 30, 20), opacity=0.2)
+    canvas.fill(np.concatenate([shadow[::2], inner[::-2]]), (70, 30, 20), opacity=0.2)
     canvas.fill(np.concatenate([inner, outer[::-1]]), colour, HAIR)
     # Where a turned head's hairline lies behind its rim the first shape crosses itself: close the gap.
-    rim = head.outline(_crown_angles(head, factors))
-    canvas.fill(np.concatenate([rim, outer[::-1]]), colour, HAIR)
+    rim = head.outline(_crown_angles(head, factors)[::2])
+    canvas.fill(np.concatenate([rim, outer[::-2]]), colour, HAIR)
     if factors.hair_style in COILED_STYLES:
         reach = 5 + 5 * factors.hair_volume if factors.hair_style == "curly" else 10 + 12 * factors.hair_volume
         _paint_curls(canvas, head, factors, reach, colour, rows=(0.3, 0.8))
@@ -104,7 +104,7 @@ def _crown(head: Head, factors: Factors) -> Points:
         rise = (5 + 6 * volume) * np.exp(-(((_ALONG - 0.25 * factors.hair_parting) / 0.5) ** 2))
     elif style == "side_part":
         rise = (2 + 4 * volume) * np.exp(-(((_ALONG + 0.5 * np.sign(factors.hair_parting)) / 0.5) ** 2))
-    return head.outline(angles, grow=0.0) + _outward(head, angles) * (reach * flat + rise)[:, None]
+    return head.outline(angles, grow=0.0) + _outward(angles) * (reach * flat + rise)[:, None]
 
 
 def _crown_angles(head: Head, factors: Factors) -> Points:
@@ -113,7 +113,7 @@ def _crown_angles(head: Head, factors: Factors) -> Points:
     return np.linspace(math.pi - end, 2 * math.pi + end, _ALONG.size)
 
 
-def _outward(head: Head, angles: Points) -> Points:
+def _outward(angles: Points) -> Points:
     """Unit vectors away from the head at the outline's angles."""
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
@@ -122,9 +122,8 @@ def _hanging(head: Head, factors: Factors) -> Points:
     """Outline of the hair which hangs behind the face."""
     volume, style = factors.hair_volume, factors.hair_style
     length = {"bob": 62.0 + 8 * volume, "long": 125.0, "wavy": 118.0}[style]
-    top = head.outline(np.linspace(math.pi, 2 * math.pi, 15)) + _outward(
-        head, np.linspace(math.pi, 2 * math.pi, 15)
-    ) * (5 + 5 * volume)
+    angles = np.linspace(math.pi, 2 * math.pi, 15)
+    top = head.outline(angles) + _outward(angles) * (5 + 5 * volume)
     v = np.linspace(6.0, length, 12)
     width = head.half_width + 6 + 7 * volume + (6 * np.sin((v - 6) / (length - 6) * 2.2) if style != "bob" else 4.0)
     if style == "wavy":
@@ -132,7 +131,7 @@ def _hanging(head: Head, factors: Factors) -> Points:
     if style == "bob":
         width = width - 8 * np.clip((v - 45) / 25, 0, 1) ** 2
     right, left = head.behind(width, v), head.behind(-width, v)
-    return smooth(np.concatenate([top, right, left[::-1]]), 3)
+    return smooth(np.concatenate([top, right, left[::-1]]), 3 if style == "wavy" else 2)
 
 
 def _paint_strands(canvas: Canvas, factors: Factors, inner: Points, outer: Points, colour: Colour) -> None:
@@ -143,11 +142,12 @@ def _paint_strands(canvas: Canvas, factors: Factors, inner: Points, outer: Point
         low = np.linspace(2, len(inner) - 3, len(tones)).astype(int)
         high = low + np.rint(0.25 * (len(inner) // 2 - low)).astype(int)  # the strands meet towards the crown
         paths = inner[low, None] + step * (outer[high] - inner[low])[:, None]
-        for tone, path in zip(tones, paths, strict=True):
+        for tone, path in zip(tones.tolist(), paths, strict=True):
             canvas.line(path, scaled(colour, 1 + 0.12 * tone), 1.2)
         return
-    for tone, share in zip(tones[:9], np.linspace(0.08, 0.92, 9), strict=True):
-        path = (1 - share) * inner + share * outer
+    share = np.linspace(0.08, 0.92, 9)[:, None, None]
+    paths = (1 - share) * inner[::2] + share * outer[::2]
+    for tone, path in zip(tones[:9].tolist(), paths, strict=True):
         canvas.line(path, scaled(colour, 1 + 0.13 * tone), 1.3)
 
 
@@ -160,7 +160,7 @@ def _paint_curls(
     for row in rows:
         count = 22
         angles = np.linspace(math.pi - end, 2 * math.pi + end, count) + generator.uniform(-0.05, 0.05, count)
-        centres = head.outline(angles) + _outward(head, angles) * reach * row
+        centres = head.outline(angles) + _outward(angles) * reach * row
         sizes, tones = generator.uniform(0.75, 1.15, count).tolist(), generator.uniform(-1, 1, count).tolist()
         for centre, size, tone in zip(centres, sizes, tones, strict=True):
             canvas.dot(centre, (5.5 + 0.22 * reach) * size, scaled(colour, 1 + 0.13 * tone), HAIR)

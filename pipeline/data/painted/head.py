@@ -6,6 +6,7 @@ rest of the head turns around them.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,34 +38,34 @@ class Head:
         # Corners of the mouth against its middle: a smile lifts them.
         self.mouth_curve = -4.6 * factors.smile if factors.smile > 0 else -2.2 * factors.smile
         self.yaw_sine, self.yaw_cosine = math.sin(_YAW * factors.yaw), math.cos(_YAW * factors.yaw)
-        self.pitch_sine, self.pitch_cosine = math.sin(_PITCH * factors.pitch), math.cos(_PITCH * factors.pitch)
-        self.roll_sine, self.roll_cosine = math.sin(_ROLL * factors.roll), math.cos(_ROLL * factors.roll)
+        # Pictures as complex numbers x + iy: what one step along u, v or z adds. Before the roll:
+        turn = complex(math.cos(_ROLL * factors.roll), math.sin(_ROLL * factors.roll))
+        pitch_sine, pitch_cosine = math.sin(_PITCH * factors.pitch), math.cos(_PITCH * factors.pitch)
+        self._step_u = turn * complex(self.yaw_cosine, -self.yaw_sine * pitch_sine)
+        self._step_v = turn * complex(0.0, pitch_cosine)
+        self._step_z = turn * complex(self.yaw_sine, self.yaw_cosine * pitch_sine)
+        # The silhouette does not turn with the face, only its axis does.
+        self._across, self._axis, self._rim_axis = turn, turn * self.yaw_sine, turn * complex(self.yaw_sine, pitch_sine)
         # Where the head's axis falls once the eyes are moved back to their place (most of the way, as aligners do).
-        x, y = 0.85 * _FRONT * self.yaw_sine, _FRONT * self.yaw_cosine * self.pitch_sine
-        self._origin = (
-            EYES_MIDDLE[0] - x * self.roll_cosine + y * self.roll_sine,
-            EYES_MIDDLE[1] - x * self.roll_sine - y * self.roll_cosine,
-        )
+        x, y = 0.85 * _FRONT * self.yaw_sine, _FRONT * self.yaw_cosine * pitch_sine
+        self._origin = complex(*EYES_MIDDLE) - turn * complex(x, y)
 
     def depth(self, u: Values, v: Values) -> Points:
         """z of the face's surface at (u, v); 0 at and beyond its rim."""
-        rest = 1 - np.square(u) / (1.04 * self.half_width) ** 2 - np.square(v) / 95.0**2
+        rest = 1 - u * u * (1.04 * self.half_width) ** -2 - v * v * 95.0**-2
         depth: Points = _FRONT * np.sqrt(np.maximum(rest, 0.0))
         return depth
 
     def place(self, u: Values, v: Values, z: Values) -> Points:
         """Project head coordinates to the picture, (..., 2)."""
-        front = z * self.yaw_cosine - u * self.yaw_sine
-        return self._to_picture(
-            u * self.yaw_cosine + z * self.yaw_sine, v * self.pitch_cosine + front * self.pitch_sine
-        )
+        return _points(u * self._step_u + (v * self._step_v + (z * self._step_z + self._origin)))
 
     def on_face(self, u: Values, v: Values, lift: float = 0.0) -> Points:
         """Project a point of the surface, `lift` pixels above it. What the head hides is moved to its rim."""
         z = self.depth(u, v) + lift
         points = self.place(u, v, z)
         front = z * self.yaw_cosine - u * self.yaw_sine
-        if np.min(front) > 10:
+        if front.min() > 10:
             return points
         turned = np.minimum(np.maximum((10.0 - front) / 14.0, 0.0), 1.0) * (u * self.yaw_sine > 0)
         rim = self._rim(np.broadcast_to(v, turned.shape), 1.0 if self.yaw_sine > 0 else -1.0)
@@ -81,7 +82,7 @@ class Head:
 
     def behind(self, across: Values, v: Values, z: float = -8.0) -> Points:
         """Project what does not turn with the face (neck, body, hair at the back): `across` the axis at depth z."""
-        return self._to_picture(across + z * self.yaw_sine, v * self.pitch_cosine + 0.0 * across)
+        return _points(across * self._across + (v * self._step_v + (z * self._axis + self._origin)))
 
     def _rim(self, v: Points, side: float) -> Points:
         share = np.minimum(np.abs(v) / np.where(v > 0, self.chin, -self.top), 0.999)
@@ -92,13 +93,13 @@ class Head:
         # The skull sits on the axis, the chin well before it.
         low = np.minimum(np.maximum(v / self.chin, 0.0), 1.0)
         z = 3.0 + 27.0 * low * low * (3 - 2 * low)
-        return self._to_picture(across + z * self.yaw_sine, v * self.pitch_cosine + z * self.pitch_sine)
+        return _points(across * self._across + v * self._step_v + (z * self._rim_axis + self._origin))
 
-    def _to_picture(self, x: Values, y: Values) -> Points:
-        points = np.empty((*np.shape(y), 2))
-        points[..., 0] = x * self.roll_cosine - y * self.roll_sine + self._origin[0]
-        points[..., 1] = x * self.roll_sine + y * self.roll_cosine + self._origin[1]
-        return points
+
+def _points(numbers: NDArray[np.complexfloating[Any, Any]] | complex) -> Points:
+    """x + iy as (..., 2)."""
+    array = np.asarray(numbers, dtype=np.complex128)
+    return array.reshape(*array.shape, 1).view(np.float64)
 
 
 def landmarks(factors: Factors) -> dict[str, tuple[int, int]]:

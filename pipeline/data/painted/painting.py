@@ -12,7 +12,9 @@ from pipeline.data.painted.canvas import (
     Canvas,
     Colour,
     Field,
+    Planes,
     ball_light,
+    flat,
     glow,
     mixed,
     ramp,
@@ -21,7 +23,7 @@ from pipeline.data.painted.canvas import (
 from pipeline.data.painted.factors import Factors
 from pipeline.data.painted.features import paint_beard, paint_brows, paint_eyes, paint_glasses, paint_mouth, paint_nose
 from pipeline.data.painted.hair import paint_back_hair, paint_front_hair
-from pipeline.data.painted.head import HEIGHT, WIDTH, Head, Points, mouth_line, nose_tip
+from pipeline.data.painted.head import HEIGHT, WIDTH, Head, Points
 
 _SKIN_TONES: tuple[Colour, ...] = (
     (244, 214, 196),
@@ -31,13 +33,14 @@ _SKIN_TONES: tuple[Colour, ...] = (
     (136, 94, 72),
     (98, 68, 54),
 )
-# How strongly shade takes each colour from skin: red stays longest.
-_SHADE_OF_SKIN = np.array([0.82, 1.06, 1.16], dtype=np.float32)[:, None, None]
+# How strongly shade and blush take each colour from skin: red stays longest.
+_SHADE = np.array([0.82, 1.06, 1.16], dtype=np.float32)
 _BLUSH = np.array([0.05, -0.3, -0.24], dtype=np.float32)
-_LIGHT_TINT = np.array([0.045, 0.0, -0.07], dtype=np.float32)[:, None, None]
-_GRADIENT = Image.linear_gradient("L").resize((WIDTH, HEIGHT))
-_SMALL_GRADIENT = _GRADIENT.resize((60, 74))
-_ROUND = np.linspace(0, 2 * math.pi, 72, endpoint=False)
+_LIGHT_TINT = np.array([0.045, 0.0, -0.07], dtype=np.float32)
+_SMALL = (61, 74)  # size of the backdrop before it is tripled
+_DOWN, _SMALL_DOWN = (np.linspace(0, 1, size, dtype=np.float32)[:, None] for size in (HEIGHT, _SMALL[1]))
+_ROUND = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+_OVAL = np.stack([np.cos(_ROUND[::3]), np.sin(_ROUND[::3])], axis=-1)
 
 
 def paint(factors: Factors, canvas: Canvas | None = None) -> Image.Image:
@@ -84,9 +87,9 @@ def _paint_body(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     across = np.array([-edge, -edge * 0.55, 0, edge * 0.55, edge, 62, 88, 120, 120, -120, -120, -88, -62])
     dip = 1.0 if factors.collar == "crew" else 0.5
     v = np.array([76, 76 + depth * dip, 76 + depth, 76 + depth * dip, 76, 86, 94, 112, 140, 140, 112, 94, 86])
-    canvas.fill(head.behind(across, v), cloth, OTHER)
-    neckline = head.behind(across[:5], v[:5])
-    canvas.line(neckline, scaled(cloth, 0.78), 2.2, material=OTHER)
+    body = head.behind(across, v)
+    canvas.fill(body, cloth, OTHER)
+    canvas.line(body[:5], scaled(cloth, 0.78), 2.2, material=OTHER)
     if factors.collar == "shirt":
         for side in (-1, 1):
             wing = [
@@ -100,56 +103,52 @@ def _paint_body(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
 
 
 def _paint_ears(canvas: Canvas, head: Head, skin: Colour) -> None:
-    for side in (-1.0, 1.0):
+    rims = head.outline(np.array([math.pi - 0.12, 0.12]))
+    for side, rim in zip((-1.0, 1.0), rims, strict=True):
         # The ear on the side that the face turns away from comes forward, the other one hides.
         shown = 1 - side * head.yaw_sine * 1.5
-        rim = head.outline(np.array([math.pi - 0.12 if side < 0 else 0.12]))[0]
-        width, turn = 7.5 * min(1.25, max(0.3, shown)), _ROUND[::3]
+        width = 7.5 * min(1.25, max(0.3, shown))
         centre = rim + np.array([-side * 2.5 * max(0.0, shown - 0.6), 0.0])
-        canvas.fill(centre + np.stack([width * np.cos(turn), 14 * np.sin(turn)], axis=-1), scaled(skin, 0.95), SKIN)
+        canvas.fill(centre + _OVAL * np.array([width, 14]), scaled(skin, 0.95), SKIN)
         inner = centre + np.array([side * 1.2, 0.5])
-        canvas.fill(inner + np.stack([0.55 * width * np.cos(turn), 9 * np.sin(turn)], axis=-1), scaled(skin, 0.78))
+        canvas.fill(inner + _OVAL * np.array([0.55 * width, 9]), scaled(skin, 0.78))
 
 
 def _lit(canvas: Canvas, head: Head, factors: Factors) -> Image.Image:
     """Light on the shapes, and the backdrop behind them."""
     skin, hair, figure = canvas.materials()
     strength = 0.25 + 0.75 * factors.light_strength
-    factor, (sheen, relief, blush) = canvas.scratch()
-    glow(_sheen_spots(head, factors, strength), sheen)
-    sheen *= skin if factors.hair_style == "bald" else hair
-    glow(_relief_spots(head, factors, strength), relief)
-    glow(_blush_spots(head, factors), blush)
+    tint = 1 + np.float32(factors.light_warmth) * _LIGHT_TINT
+    factor, scratch, fields = canvas.scratch()
+    fields.fill(0)
+    relief, blush, light = fields
+    shades, blushes = _skin_spots(head, factors, strength)
+    spots = np.concatenate([shades, blushes, _sheen_spots(head, factors, strength)])
+    glow(spots, [relief] * len(shades) + [blush] * len(blushes) + [light])
     relief *= skin
     blush *= skin
+    light *= skin if factors.hair_style == "bald" else hair
+    _add_light(head, factors, strength, light)
 
-    sheen += _light(head, factors, strength)
-    np.multiply(_SHADE_OF_SKIN, relief, out=factor)  # (3, HEIGHT, WIDTH)
-    for channel, redder in enumerate(_BLUSH):
-        factor[channel] += redder * blush
-    factor += sheen
-    factor *= 1 + np.float32(factors.light_warmth) * _LIGHT_TINT
-    colours = canvas.colours()
-    np.minimum(colours, 255 * figure, out=colours)  # lines may stick out of the figure by a pixel
-    factor *= colours
-    behind = canvas.planes(_backdrop(factors))
-    behind *= 1 - figure
-    factor += behind
-    np.minimum(factor, np.float32(255), out=factor)
-    return Image.merge("RGB", [Image.fromarray(plane) for plane in factor.astype(np.uint8)])
+    factor, scratch = flat(factor), flat(scratch)
+    np.multiply((tint * _SHADE)[:, None], flat(relief), out=factor)
+    for share, field in ((tint * _BLUSH, blush), (tint, light)):
+        factor += np.multiply(share[:, None], flat(field), out=scratch)
+    factor *= flat(canvas.colours(figure))
+    np.multiply(_backdrop(factors, canvas.backdrop), 1 - figure, out=scratch.reshape(3, HEIGHT, WIDTH))
+    factor += scratch
+    np.clip(factor, np.float32(0), np.float32(255), out=factor)  # a third of what the minimum with a number takes
+    planes = factor.astype(np.uint8).reshape(3, HEIGHT, WIDTH)
+    return Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
 
 
-def _light(head: Head, factors: Factors, strength: float) -> Field:
-    """What the light leaves of each colour, around 1."""
+def _add_light(head: Head, factors: Factors, strength: float, field: Field) -> None:
+    """Add what the light leaves of each colour, around 1."""
     x, y = 1.2 * factors.light_x, 0.45 * factors.light_y - 0.35
-    length = math.sqrt(x * x + y * y + 1)
-    middle = 0.5 * (head.outline(np.array([0.0]))[0] + head.outline(np.array([math.pi]))[0])
-    middle = middle + np.array([6.0 * head.yaw_sine, 4.0])
-    light = ball_light(middle, (head.half_width * 1.25, 92.0), (x / length, y / length, 1 / length))
-    light -= np.float32(0.84)
-    light *= np.float32(0.6 * strength)
-    light += 1
-    return light
+    length, contrast = math.sqrt(x * x + y * y + 1), 0.6 * strength
+    middle = head.behind(0.0, 0.0, 3.0) + np.array([6.0 * head.yaw_sine, 4.0])
+    direction = (x / length, y / length, 1 / length)
+    field += ball_light(middle, (head.half_width * 1.25, 92.0), direction, contrast, 1 - 0.84 * contrast)
 
 
 def _sheen_spots(head: Head, factors: Factors, strength: float) -> Points:
@@ -158,18 +157,12 @@ def _sheen_spots(head: Head, factors: Factors, strength: float) -> Points:
     return np.array([(x, y, 24.0, 8.0, 0.08 + 0.24 * strength)])
 
 
-def _blush_spots(head: Head, factors: Factors) -> Points:
-    """Where skin is redder."""
-    amount = 0.12 + 0.45 * factors.blush
-    cheeks, tip = head.on_face(np.array([-25.0, 25.0]), 24.0), nose_tip(head)
-    return np.array([*((x, y, 10.0, 7.5, amount) for x, y in cheeks), (tip[0], tip[1], 6.0, 5.0, 0.5 * amount)])
-
-
-def _relief_spots(head: Head, factors: Factors, strength: float) -> Points:
-    """Soft light and shade of the skin's own relief, above and below 0."""
+def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, Points]:
+    """Soft light and shade of the skin's own relief, above and below 0; and where the skin is redder."""
     dark = -0.1 - 0.12 * strength
     far = -1.0 if factors.light_x > 0 else 1.0  # the side in shade
     sideways = abs(factors.light_x)
+    redness = 0.12 + 0.45 * factors.blush
     pairs = [  # on both sides: u, v, radii, amount
         (head.eye_u, -2.0, 10.0, 6.0, 0.55 * dark),  # eye sockets
         (8.0, -1.0, 4.0, 6.0, 0.45 * dark),
@@ -181,13 +174,15 @@ def _relief_spots(head: Head, factors: Factors, strength: float) -> Points:
         + [
             (0.0, head.chin - 8.0, 8.0, 5.0, 0.08),
             (-far * 8.0 * sideways, -28.0, 17.0, 9.0, 0.08),  # forehead
+            (-25.0, 24.0, 10.0, 7.5, redness),  # cheeks
+            (25.0, 24.0, 10.0, 7.5, redness),
         ]
     )
     surface[:, :2] = head.on_face(surface[:, 0], surface[:, 1])
-    tip_x, tip_y = nose_tip(head)
-    bridge_x, bridge_y = head.place(0.0, 10.0, 47.0)
-    lip_x, lip_y = mouth_line(head, np.array(0.0), 11.0 + factors.lip_fullness)
-    chin_x, chin_y = head.outline(np.array([math.pi / 2]))[0]
+    lip_v = head.mouth_v - 0.4 * head.mouth_curve + 11.0 + factors.lip_fullness
+    v = np.array([head.nose_v - 2.0, 10.0, lip_v, head.chin])
+    places = head.place(0.0, v, np.array([54.0, 47.0, 44.0, 30.0])).tolist()
+    (tip_x, tip_y), (bridge_x, bridge_y), (lip_x, lip_y), (chin_x, chin_y) = places
     free = [
         (bridge_x, bridge_y + 2.0, 2.6, 10.0, 0.12),
         (tip_x - 0.8 * far, tip_y - 1.5, 3.2, 2.8, 0.16),
@@ -196,17 +191,19 @@ def _relief_spots(head: Head, factors: Factors, strength: float) -> Points:
         (lip_x, lip_y, 10.0, 2.8, 0.8 * dark),
         (chin_x + 5.0 * far * sideways, chin_y + 10.0, 24.0, 7.0, 1.5 * dark),  # on the neck
     ]
-    return np.concatenate([surface, np.array(free)])
+    free.append((tip_x, tip_y, 6.0, 5.0, 0.5 * redness))
+    return np.concatenate([surface[:-2], np.array(free[:-1])]), np.concatenate([surface[-2:], np.array(free[-1:])])
 
 
-def _backdrop(factors: Factors) -> Image.Image:
-    """A soft gradient, with blurred shapes."""
+def _backdrop(factors: Factors, room: Planes) -> Planes:
+    """A soft gradient, with blurred shapes: (3, HEIGHT, WIDTH) in `room`, or (3, HEIGHT, 1) without shapes."""
     lightness = 0.34 + 0.46 * factors.backdrop_lightness
     top = _from_hls(factors.backdrop_hue, lightness, 0.24)
     bottom = _from_hls((factors.backdrop_hue + 0.07) % 1.0, lightness * 0.75, 0.24)
     if factors.backdrop == "plain":
-        return _gradient(top, bottom, _GRADIENT)
-    picture = _gradient(top, bottom, _SMALL_GRADIENT)
+        return np.ascontiguousarray(_gradient(top, bottom, _DOWN).T)[:, :, None]
+    rows = np.rint(_gradient(top, bottom, _SMALL_DOWN)).astype(np.uint8)
+    picture = Image.fromarray(np.repeat(rows[:, None], _SMALL[0], axis=1))
     width, height = picture.size
     generator = np.random.default_rng(factors.texture)
     draw = ImageDraw.Draw(picture, "RGBA")
@@ -225,12 +222,28 @@ def _backdrop(factors: Factors) -> Image.Image:
             corners = (0, middle - rise, width / 2, middle - 5, width, middle + rise, width, height, 0, height)
             hue = (factors.backdrop_hue + 0.15) % 1.0
             draw.polygon(corners, fill=(*_from_hls(hue, lightness * 0.65, 0.22), 140))
-    blurred = picture.filter(ImageFilter.BoxBlur(2))
-    return blurred.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+    blurred = np.asarray(picture.filter(ImageFilter.BoxBlur(2)), np.float32)
+    _triple(blurred.transpose(2, 0, 1).copy(), room)
+    return room[:, :HEIGHT, :WIDTH]
 
 
-def _gradient(top: Colour, bottom: Colour, share: Image.Image) -> Image.Image:
-    return Image.composite(Image.new("RGB", share.size, bottom), Image.new("RGB", share.size, top), share)
+def _gradient(top: Colour, bottom: Colour, share: Planes) -> Planes:
+    first, last = np.array(top, np.float32), np.array(bottom, np.float32)
+    return first + share * (last - first)
+
+
+def _triple(planes: Planes, out: Planes) -> None:
+    """(3, h, w) to (3, 3h - 3, 3w - 3): straight lines between the pixels."""
+    wide = np.empty((*planes.shape[:2], out.shape[2]), dtype=np.float32)
+    _between(planes[..., :-1], planes[..., 1:], *(wide[..., k::3] for k in range(3)))
+    _between(wide[:, :-1], wide[:, 1:], *(out[:, k::3] for k in range(3)))
+
+
+def _between(first: Planes, last: Planes, start: Planes, third: Planes, two_thirds: Planes) -> None:
+    step = (last - first) * np.float32(1 / 3)
+    start[:] = first
+    np.add(first, step, out=third)
+    np.subtract(last, step, out=two_thirds)
 
 
 def _from_hls(hue: float, lightness: float, saturation: float) -> Colour:
