@@ -155,7 +155,7 @@ def test_no_torch() -> None:
     modules = [
         "annotations",
         "celeba",
-        "images",
+        "encoded",
         "indexing",
         "packing",
         "pool",
