@@ -155,5 +155,5 @@ def reject_at_most(rejected: tuple[Rejected, ...], limit: int) -> None:
         more = "; ..." if len(rejected) > 3 else ""
         raise UserError(
             f"{len(rejected)} images rejected, {limit} allowed ({few}{more}); "
-            f"leave them out with --max-rejected {len(rejected)}"
+            f"leave them out with --max-rejected {len(rejected)} (in a configuration: data.max_rejected)"
         )
