@@ -46,9 +46,7 @@ class FaceImages(Dataset[Tensor | UserError]):
         index, flip = item
         try:
             _, data = self.reader.read(index)
-            sample = self.reader.index.locate(index)
-            name = f"{self.reader.folder / sample.shard}: sample {sample.key}"
-            image = images.fit(images.decode(data, name), self.config.image_size, self.config.crop)
+            image = images.fit(images.decode(data, self.reader.name(index)), self.config.image_size, self.config.crop)
         except UserError as error:
             return error
         return image.flip(-1) if flip else image

@@ -297,7 +297,7 @@ class ShardReader:
         try:
             value = json.loads(content)
         except ValueError:
-            raise ShardError(f"{self._name(i)}: its .json is not JSON") from None
+            raise ShardError(f"{self.name(i)}: its .json is not JSON") from None
         return value if isinstance(value, dict) else {}
 
     def close(self) -> None:
@@ -308,12 +308,13 @@ class ShardReader:
     def _bytes(self, i: int, offset: int, length: int, crc32: int) -> bytes:
         data = os.pread(self._descriptor(i), int(length), int(offset))
         if len(data) != length:
-            raise ShardError(f"{self._name(i)}: the tar ends before it; run `verify` on the folder")
+            raise ShardError(f"{self.name(i)}: the tar ends before it; run `verify` on the folder")
         if zlib.crc32(data) != crc32:
-            raise ShardError(f"{self._name(i)}: damaged, its CRC32 differs from the index; run `verify` on the folder")
+            raise ShardError(f"{self.name(i)}: damaged, its CRC32 differs from the index; run `verify` on the folder")
         return data
 
-    def _name(self, i: int) -> str:
+    def name(self, i: int) -> str:
+        """Shard and key of sample `i`, for messages."""
         sample = self.index.locate(i)
         return f"{self.folder / sample.shard}: sample {sample.key}"
 
@@ -324,7 +325,7 @@ class ShardReader:
             try:
                 descriptor = os.open(self.folder / self.index.manifest.shards[shard].file, os.O_RDONLY)
             except OSError as error:
-                raise ShardError(f"{self._name(i)}: the shard cannot be opened: {error.strerror}") from None
+                raise ShardError(f"{self.name(i)}: the shard cannot be opened: {error.strerror}") from None
             self._open[shard] = descriptor
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
