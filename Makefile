@@ -4,16 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow test-faults bench lint format clean
 
 demo: $(READY)
 	$(BIN)/latentfuse run --config configs/demo.yaml
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not faults"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# Kill -9, full disks, lost ranks and lost nodes, by the hundred.
+test-faults: $(READY)
+	$(BIN)/pytest -m faults -rs
 
 # Images per second of both stages at the demo's size, from painted faces: the last line of each stage tells.
 bench: $(READY)

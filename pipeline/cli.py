@@ -2,17 +2,14 @@
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pipeline.errors import Interrupted, UserError
+from pipeline.console import importing, run_app
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -38,38 +35,8 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
 def main() -> None:
-    """Entry point: mistakes become one line and exit code 2, Ctrl-C becomes 130."""
-    try:
-        app()
-    except SystemExit as stop:
-        if stop.code == 130:  # what Typer makes of Ctrl-C, without a word
-            _end("stopped by Ctrl-C", 130)
-        raise
-    except (UserError, Interrupted) as stop:
-        _end(str(stop), getattr(stop, "exit_code", 2))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _end(f"{where}{error.strerror or error}", 2)
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """Ctrl-C ends the process at once: nothing is begun yet, and some libraries swallow it or trip over it."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"latentfuse: stopped by Ctrl-C\n")
-        os._exit(130)
-
-    before = signal.signal(signal.SIGINT, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _end(message: str, code: int) -> None:
-    print(f"latentfuse: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+    """Entry point."""
+    run_app(app)
 
 
 @app.command()
@@ -80,7 +47,7 @@ def synth(
     workers: Workers = None,
 ) -> None:
     """Paint faces with known factors, in CelebA's layout."""
-    with _importing():
+    with importing():
         from pipeline.data.pool import default_workers
         from pipeline.data.synth import write_faces
 
@@ -101,14 +68,22 @@ def shard(
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality with --image-size.")] = 90,
     workers: Workers = None,
     max_rejected: Annotated[int, typer.Option(min=0, help="Unusable pictures to tolerate.")] = 0,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Write this share of the shards only; --finish comes last.")
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="Complete what all parts have written.")] = False,
     index_only: Annotated[bool, typer.Option("--index-only", help="SOURCE holds WebDataset tars: index them.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write photographs as WebDataset shards; run again to continue."""
+    if part is not None and finish:
+        raise UserError(f"--part {part} and --finish: run every part first, then --finish alone")
     if index_only:
-        with _importing():
+        with importing():
             from pipeline.data.indexing import index_tars
 
+        if part is not None or finish:
+            raise UserError(f"--index-only {source}: goes with neither --part nor --finish; leave that out")
         if out is not None:
             raise UserError(f"--index-only {source}: writes beside the tars; leave out {out}")
         indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
@@ -116,18 +91,21 @@ def shard(
         return
     if out is None:
         raise UserError("shard: name the folder to write to: latentfuse shard SOURCE OUT")
-    with _importing():
+    with importing():
+        from pipeline.data.parts import Part
         from pipeline.data.writing import write_shards
 
     summary = write_shards(
         source, out, split=split, samples_per_shard=samples_per_shard, image_size=image_size, crop=crop,
         quality=quality, workers=workers, max_rejected=max_rejected,
+        part=None if part is None else Part.parse(part), finish=finish,
     )  # fmt: skip
     if as_json:
         print(json.dumps(summary.as_dict(), indent=2))
         return
-    for name, part in summary.splits.items():
-        print(f"{name}: {part.samples} images in {part.shards} shards ({part.written} new) in {part.folder}")
+    which = f"part {part} of " if part else ""
+    for name, made in summary.splits.items():
+        print(f"{which}{name}: {made.samples} images in {made.shards} shards ({made.written} new) in {made.folder}")
     for rejected in summary.rejected:
         print(f"rejected {rejected.file}: {rejected.reason}")
 
@@ -139,7 +117,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of shards; names the shard and key of each damage."""
-    with _importing():
+    with importing():
         from pipeline.data.verifying import verify as check
 
     reports = {str(folder): check(folder, workers=workers) for folder in shards}
@@ -156,10 +134,29 @@ def verify(
 
 
 @app.command()
+def stage(
+    source: Annotated[str, typer.Argument(help="Shards: a folder, http://, https://, s3://, or pipe:COMMAND with {}.")],
+    destination: Annotated[Path, typer.Argument(help="Folder on this node's own disk.")],
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy shards to this node's disk, every file checked against its SHA-256; run again to continue."""
+    with importing():
+        from pipeline.data.staging import stage as copy
+
+    summary = copy(source, destination, workers=workers)
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=2))
+        return
+    for split in summary.splits:
+        print(f"{split.folder}: {split.samples} images in {split.shards} shards ({split.copied} new), intact")
+
+
+@app.command()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Pre-train encoder and generator as an autoencoder; run again to resume."""
     resolved = _configuration(config, overrides, dry_run)
-    with _importing():
+    with importing():
         from pipeline import workflow
 
     workflow.pretrain(resolved)
@@ -176,7 +173,7 @@ def train(
 ) -> None:
     """Train the fusion from pre-trained weights; run again to resume."""
     resolved = _configuration(config, overrides, dry_run)
-    with _importing():
+    with importing():
         from pipeline import workflow
 
     workflow.train(resolved, init)
@@ -186,7 +183,7 @@ def train(
 def run(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Every stage in a row: shard, pretrain, train, export, evaluate, fuse. What is done is skipped."""
     resolved = _configuration(config, overrides, dry_run)
-    with _importing():
+    with importing():
         from pipeline import workflow
 
     workflow.run(resolved)
@@ -199,7 +196,7 @@ def export(
     max_shard_size: Annotated[str, typer.Option(help="Largest weights file, as 500MB.")] = "5GB",
 ) -> None:
     """Export a checkpoint as a bundle: safetensors, config.json, model card."""
-    with _importing():
+    with importing():
         from pipeline.bundle import export_bundle
         from pipeline.training.checkpoint import find
 
@@ -221,7 +218,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a bundle on held-out faces."""
-    with _importing():
+    with importing():
         from pipeline.evaluation.report import as_table
         from pipeline.evaluation.report import evaluate as measure
 
@@ -246,7 +243,7 @@ def fuse(
     """Fuse two photographs."""
     if sum((lambda_ is not None, preset is not None, strip is not None, grid)) > 1:
         raise UserError("fuse: --lambda, --preset, --strip and --grid are four different pictures; give one of them")
-    with _importing():
+    with importing():
         from pipeline import fuse as fusing
 
     opened = _bundle(bundle, device)
@@ -271,7 +268,7 @@ def doctor(
 ) -> None:
     """Check this machine for a run: versions, devices, disk, shards, perceptual weights; each problem with its fix."""
     resolved = _configuration(config, overrides, dry_run=False)
-    with _importing():
+    with importing():
         from pipeline.doctor import as_text, examine
 
     checks = examine(resolved)
@@ -283,7 +280,7 @@ def doctor(
 @weights_app.command()
 def fetch(arch: Annotated[Literal["vgg19", "vgg16"], typer.Option()] = "vgg19") -> None:
     """Download the ImageNet weights into torch's cache; do it where there is internet."""
-    with _importing():
+    with importing():
         from pipeline.models.perceptual import fetch_weights
 
     print(fetch_weights(arch))
@@ -292,7 +289,12 @@ def fetch(arch: Annotated[Literal["vgg19", "vgg16"], typer.Option()] = "vgg19") 
 def _configuration(path: Path | None, overrides: list[str] | None, dry_run: bool) -> "Config":
     from pipeline import config
 
-    resolved = config.load(path, overrides)
+    try:
+        resolved = config.load(path, overrides)
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(2) from None  # the first rank of this machine says it
+        raise
     if dry_run:
         print(config.dump(resolved), end="")
         raise typer.Exit
@@ -300,7 +302,7 @@ def _configuration(path: Path | None, overrides: list[str] | None, dry_run: bool
 
 
 def _bundle(path: Path, device: str) -> Any:
-    with _importing():
+    with importing():
         from pipeline.bundle import load_bundle
         from pipeline.training.runtime import check_device
 

@@ -50,11 +50,17 @@ class DataConfig(Section):
     """Mirror every training image with probability 1/2."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per rank; 0 decodes in the training process."""
+    max_bad_samples: Annotated[int, Field(ge=0)] = 0
+    """Photographs in the shards that each rank may find unreadable, and replace by the next one, before it stops."""
+    stream: str | None = None
+    """Tars to train from in sequence, as `pipe:`, `s3://` or `http://` URLs with {000..199}; not exactly resumable."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "DataConfig":
         if self.image_size < 32 or self.image_size & (self.image_size - 1):
             raise ValueError(f"image_size: {self.image_size} is not a power of two of 32 or more; try 64, 128 or 256")
+        if self.stream is not None and self.source is not None:
+            raise ValueError("stream: trains from tars as they are; leave out data.source, or shard it first")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What ends a command early: a mistake of the user, or a signal."""
+"""What ends a command early: a mistake of the user, a signal, or another rank."""
 
 import signal
 
@@ -10,12 +10,29 @@ class UserError(Exception):
     """
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop, and it has stopped in order. `exit_code` is what the process returns."""
+class Interrupted(BaseException):
+    """A request to stop. `exit_code` is what the process returns.
+
+    Not an Exception: it is raised wherever the signal finds the process, libraries' `except Exception` included.
+    """
 
     REQUEUE = 75
-    """After SIGTERM or SIGUSR1 (preemption): the run is saved, not finished, and may be queued again."""
+    """After SIGTERM, SIGUSR1 or the file STOP: the run is saved, not finished, and may be queued again."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, cause: str | None = None) -> None:
         self.exit_code = 130 if number == signal.SIGINT else self.REQUEUE
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command resumes")
+        super().__init__(f"stopped by {cause or signal.Signals(number).name}; the same command resumes")
+
+
+class LostRank(Exception):
+    """Another rank died or cannot be reached. The newest checkpoint is whole; the run may be queued again."""
+
+    exit_code = 76
+
+
+class StoppedElsewhere(Exception):
+    """Another rank has stopped all of them, and says why; this one ends with the same exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+        super().__init__(f"stopped by another rank with exit code {exit_code}")

@@ -77,8 +77,8 @@ def fit(image: Tensor, size: int, crop: int | None = None) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 -> torch's default dtype, float32 unless set, in [-1, 1]."""
+    return images.to(torch.get_default_dtype()) / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:

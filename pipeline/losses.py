@@ -11,19 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def reconstruction(output: Tensor, target: Tensor) -> Tensor:
     """L1 of (7) and (10), mean over C x H x W. Both (B, C, H, W) -> (B,)."""
-    return (_wide(output) - _wide(target)).abs().mean(dim=(1, 2, 3))
+    return (wide(output) - wide(target)).abs().mean(dim=(1, 2, 3))
 
 
 def total_variation(images: Tensor) -> Tensor:
     """(8): squared differences of neighbours, summed, divided by C x H x W. (B, C, H, W) -> (B,)."""
-    images = _wide(images)
+    images = wide(images)
     across = (images[..., :, 1:] - images[..., :, :-1]).square().sum(dim=(1, 2, 3))
     down = (images[..., 1:, :] - images[..., :-1, :]).square().sum(dim=(1, 2, 3))
     return (across + down) / images[0].numel()
@@ -36,7 +36,7 @@ def gram_matrix(features: Tensor) -> Tensor:
     """
     channels = features.shape[1]
     with torch.autocast(features.device.type, enabled=False):
-        flat = _wide(features).flatten(2)  # (B, C, H * W)
+        flat = wide(features).flatten(2)  # (B, C, H * W)
         return flat @ flat.transpose(1, 2) / (channels * flat.shape[2])
 
 
@@ -51,8 +51,8 @@ def content(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: T
     Returns:
         (B,).
     """
-    to_a = (_wide(features) - _wide(features_a)).square().mean(dim=1)  # (B, H, W)
-    to_b = (_wide(features) - _wide(features_b)).square().mean(dim=1)
+    to_a = (wide(features) - wide(features_a)).square().mean(dim=1)  # (B, H, W)
+    to_b = (wide(features) - wide(features_b)).square().mean(dim=1)
     if lambda_.dim() == 1:
         lambda_ = lambda_[:, None, None]
     else:
@@ -78,12 +78,12 @@ def style(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: Ten
 
 def adversarial_critic(scores_real: Tensor, scores_fake: Tensor) -> Tensor:
     """-(2) per image: D(C) - D(I), minimised by D. Both (B,) -> (B,)."""
-    return _wide(scores_fake) - _wide(scores_real)
+    return wide(scores_fake) - wide(scores_real)
 
 
 def adversarial_generator(scores_fake: Tensor) -> Tensor:
     """The part of (2) that E and G minimise: -D(C). (B,) -> (B,)."""
-    return -_wide(scores_fake)
+    return -wide(scores_fake)
 
 
 def gradient_penalty(gradients: Tensor, k: float = 2.0, p: float = 6.0) -> Tensor:
@@ -91,7 +91,7 @@ def gradient_penalty(gradients: Tensor, k: float = 2.0, p: float = 6.0) -> Tenso
 
     As (sum g^2)^(p/2): no square root, so no NaN in the second derivative at g = 0. fp32, or ||g||^6 overflows.
     """
-    return k * _wide(gradients).square().flatten(1).sum(dim=1).pow(p / 2)
+    return k * wide(gradients).square().flatten(1).sum(dim=1).pow(p / 2)
 
 
 def weighted_total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -1,6 +1,8 @@
 """The stages as a user runs them, and all of them in a row. They hand on to each other through files only."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ from pipeline import fuse
 from pipeline.config import Config
 from pipeline.data.loader import FaceImages
 from pipeline.data.shards import load_manifest
-from pipeline.errors import UserError
+from pipeline.data.stream import StreamedFaces
+from pipeline.errors import LostRank, UserError
 from pipeline.evaluation.report import as_table, evaluate
 from pipeline.training import checkpoint, loop
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
+from pipeline.training.status import Status
+from pipeline.training.watch import leave
 
 STRIPS, SHOWN_SIDE = 4, 128
 """Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
@@ -27,18 +32,14 @@ PAINTED = "synth"
 
 def pretrain(config: Config) -> None:
     """Pre-train E and G, or go on with it."""
-    runtime = Runtime(config.training)
-    with checkpoint.claimed(config.run_dir, runtime.is_main):
+    with _job(config) as runtime:
         _pretrain(config, runtime)
-    runtime.close()
 
 
 def train(config: Config, pretrained: Path | None) -> None:
     """Train the fusion, or go on with it, from a checkpoint of pre-training (None: this run's own)."""
-    runtime = Runtime(config.training)
-    with checkpoint.claimed(config.run_dir, runtime.is_main):
+    with _job(config) as runtime:
         _train(config, runtime, pretrained)
-    runtime.close()
 
 
 def run(config: Config) -> None:
@@ -47,18 +48,43 @@ def run(config: Config) -> None:
     Raises:
         UserError: if a stage cannot go on.
     """
-    runtime = Runtime(config.training)
-    with checkpoint.claimed(config.run_dir, runtime.is_main):
-        if runtime.is_main:
-            _prepare_data(config)
-        runtime.wait()
+    with _job(config) as runtime:
+        runtime.ranks.on_main(lambda: _at_once(_prepare_data, config, runtime))
         _pretrain(config, runtime)
         _train(config, runtime, None)
-        if runtime.is_main:
-            made = _finish(config, runtime.device)
-            print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
-        runtime.wait()
+        runtime.ranks.on_main(lambda: _at_once(_finish, config, runtime))
+
+
+@contextmanager
+def _job(config: Config) -> Iterator[Runtime]:
+    """One process of a job: it meets the other ranks, and the main one holds the run folder and tells its status."""
+    runtime = Runtime(config.training)
+    status = Status(config.run_dir / "status.json")
+
+    def lost(reason: str) -> None:
+        if runtime.ranks.is_main:
+            status.write("failed", LostRank.exit_code, reason)
+        leave(f"lost another rank: {reason}; the newest checkpoint is whole, the same command resumes")
+
+    with ExitStack() as stack:
+        stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
+        runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
+        with runtime.ranks.losses_named():  # before the status is told
+            yield runtime
     runtime.close()
+
+
+def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:
+    stack.enter_context(checkpoint.claimed(run_dir))
+    for left in run_dir.glob(".*.tmp.*"):  # of a killed job
+        left.unlink(missing_ok=True)
+    stack.enter_context(status)
+
+
+def _at_once(work: Callable[[Config, Runtime], None], config: Config, runtime: Runtime) -> None:
+    """Work that a signal may end where it stands: it writes whole files or none, and goes on when run again."""
+    with runtime.ranks.signals.at_once():
+        work(config, runtime)
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
@@ -72,12 +98,22 @@ def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
 
 
 def _setup(config: Config, runtime: Runtime) -> loop.Setup:
+    train, held_out = runtime.ranks.together(lambda: _open_shards(config))
+    torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
+    return loop.Setup(config, runtime, train, held_out)
+
+
+def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages]:
+    if config.data.stream is not None:
+        test = config.shards_dir / "test"
+        if not test.exists():
+            raise UserError(f"{test}: no such folder; with data.stream, too, held-out images are read from there")
+        return StreamedFaces(config.data.stream, config.data, config.seed), FaceImages(test, config.data)
     train = FaceImages(config.shards_dir / "train", config.data)
     held_out = FaceImages(_held_out(config), config.data)
     if len(train) < 2:
-        raise UserError(f"{train.reader.folder}: {len(train)} image; training fuses pairs and needs at least 2")
-    torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
-    return loop.Setup(config, runtime, train, held_out, train.reader.index.manifest.content_hash)
+        raise UserError(f"{train.name}: {len(train)} image; training fuses pairs and needs at least 2")
+    return train, held_out
 
 
 def _held_out(config: Config) -> Path:
@@ -86,8 +122,10 @@ def _held_out(config: Config) -> Path:
     return test if test.exists() and load_manifest(test).samples >= 2 else train
 
 
-def _prepare_data(config: Config) -> None:
+def _prepare_data(config: Config, runtime: Runtime) -> None:
     folder = config.shards_dir
+    if config.data.stream is not None:
+        return
     if config.data.source is None:
         load_manifest(folder / "train")  # says what to do if it is not there
         return
@@ -104,8 +142,8 @@ def _prepare_data(config: Config) -> None:
     print(f"shard: {written.samples} images in {folder}, {written.written} shards new", flush=True)
 
 
-def _finish(config: Config, device: torch.device) -> dict[str, Path]:
-    """Export, evaluate, fuse; returns what was made."""
+def _finish(config: Config, runtime: Runtime) -> None:
+    """Export, evaluate, fuse; prints what was made."""
     made = {
         "bundle": config.run_dir / "bundle",
         "evaluation": config.run_dir / "evaluation",
@@ -116,18 +154,17 @@ def _finish(config: Config, device: torch.device) -> dict[str, Path]:
     if _trained(made["bundle"]) != bundles.provenance(found):
         bundles.export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)
-    bundle = bundles.load_bundle(made["bundle"], device)
+    bundle = bundles.load_bundle(made["bundle"], runtime.device)
     images = FaceImages(_held_out(config), config.data)
     metrics = _read_json(made["evaluation"] / "metrics.json")
-    seen = images.reader.index.manifest.content_hash
-    if (metrics.get("bundle"), metrics.get("shards")) != (bundle.trained, seen):
+    if (metrics.get("bundle"), metrics.get("shards")) != (bundle.trained, images.content_hash):
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"])
     print(as_table(metrics), flush=True)
-    shown = images.load(list(range(min(2 * STRIPS, len(images))))).to(device).split(1)
+    shown = images.load(list(range(min(2 * STRIPS, len(images))))).to(runtime.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
     enlarged = max(1, SHOWN_SIDE // bundle.image_size)
     fuse.save(strips.resize((strips.width * enlarged, strips.height * enlarged), Resampling.NEAREST), made["strip"])
-    return made
+    print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
 
 
 def _trained(folder: Path) -> Any:

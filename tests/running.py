@@ -26,7 +26,7 @@ from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.writing import write_shards
-from pipeline.training import loop
+from pipeline.training import checkpoint, loop
 from pipeline.training.runtime import Runtime
 
 torch.set_num_threads(1)  # networks this small only lose by more
@@ -177,6 +177,24 @@ def new_setup(config: Config) -> loop.Setup:
 def batch_of(setup: loop.Setup, step: int) -> list[MicroBatch]:
     """The micro-batches of one step, from 0."""
     return next(micro_batches(setup.train, setup.order, step, step + 1))
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Every tensor and number of nested dicts and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is None:
+        return {path: value}
+    return {name: leaf for key, inner in items for name, leaf in leaves(inner, f"{path}/{key}").items()}
+
+
+def assert_equal_bits(one: Path, other: Path) -> None:
+    """Weights, buffers, averages and optimizers of two checkpoints."""
+    first, second = checkpoint.load(one), checkpoint.load(other)
+    for a, b in ((first.weights, second.weights), (leaves(first.optimizers), leaves(second.optimizers))):
+        assert a.keys() == b.keys() and a
+        for key, value in a.items():
+            same = torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key]
+            assert same, key
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,33 @@ MAX_LINES, MAX_FUNCTION_LINES = 350, 60
 
 LEVELS: list[set[str]] = [
     {"errors", "files", "progress"},
-    {"config"},
-    {"images", "latents", "losses", "models.blocks", "data.order"},  # and every other file of data/
+    {"signals"},
+    {"config", "console"},
+    {
+        "images",
+        "latents",
+        "losses",
+        "models.blocks",
+        "training.watch",
+        "training.status",
+        "data.order",
+    },  # and every other file of data/
     {"data.loader", "models.autoencoder", "models.discriminator", "models.perceptual"},
-    {"training.runtime", "training.checkpoint", "training.averaging", "evaluation.effects", "pictures"},
-    {"training.tracking", "bundle", "doctor"},
+    {"data.stream", "training.ranks", "training.checkpoint", "training.averaging", "evaluation.effects", "pictures"},
+    {"training.runtime", "bundle"},
+    {"training.tracking", "doctor"},
     {"training.loop", "fuse"},
     {"training.pretrain", "training.fusion", "evaluation.report"},
     {"workflow"},
     {"cli"},
     {"__main__"},
 ]
-DATA_LEVEL = 2
+DATA_LEVEL = 3
 """Files of data/ that LEVELS does not name: they may import one another, without a cycle."""
-TORCH_IS_WELCOME = {"images", "latents", "losses", "pictures", "bundle", "doctor", "fuse", "workflow", "data.loader"}
+TORCH_IS_WELCOME = {
+    *("images", "latents", "losses", "pictures", "bundle", "doctor", "fuse", "workflow"),
+    *("data.loader", "data.stream"),
+}
 TORCH_FOLDERS = ("models.", "training.", "evaluation.")
 
 

@@ -13,7 +13,10 @@ from pipeline import cli, config
 from pipeline.config import Config
 from pipeline.errors import UserError
 
-COMMANDS = {"synth", "shard", "verify", "pretrain", "train", "evaluate", "export", "fuse", "run", "doctor", "weights"}
+COMMANDS = {
+    *("synth", "shard", "verify", "stage", "pretrain", "train"),
+    *("evaluate", "export", "fuse", "run", "doctor", "weights"),
+}
 SCRIPT = Path(sys.executable).with_name("latentfuse")
 
 

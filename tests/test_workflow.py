@@ -101,7 +101,9 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["bundle"]["checkpoint"] == newest.digest and "| reconstruction L1 |" in first.out
 
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("strip.png", ".lock"))
+    files = sorted(
+        path for path in run.rglob("*") if path.is_file() and path.name not in ("strip.png", ".lock", "status.json")
+    )
     before, names = {path: path.stat().st_mtime_ns for path in files}, listing(run)
     time.sleep(0.01)
     second = latentfuse("run", *arguments)

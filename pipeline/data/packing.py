@@ -140,12 +140,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json`, unless it is there and says the same."""
     path = folder / MANIFEST
     value = json.loads(json.dumps(manifest.as_dict()))
-    try:
-        if json.loads(path.read_bytes()) == value:
-            return
-    except (FileNotFoundError, ValueError):
-        pass
-    write_json(path, value)
+    with os_errors_named(path):
+        try:
+            if json.loads(path.read_bytes()) == value:
+                return
+        except (FileNotFoundError, ValueError):
+            pass
+        write_json(path, value)
 
 
 def reject_at_most(rejected: tuple[Rejected, ...], limit: int) -> None:

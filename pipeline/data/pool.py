@@ -1,4 +1,8 @@
-"""Tasks on several processes that stop at once: on Ctrl-C, on an error, and when the parent is killed."""
+"""Tasks on several processes that stop at once: on a signal, on an error, and when the parent is killed.
+
+A signal to the whole group, as Ctrl-C and SLURM send it, is for the parent: workers ignore it, and end when the parent
+tells them through a pipe. A pipe, because a worker that is killed may take the lock of an Event with it.
+"""
 
 import multiprocessing
 import os
@@ -9,8 +13,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection, wait
+from types import FrameType
 from typing import Any, TypeVar
 
 from pipeline.errors import UserError
@@ -19,6 +23,10 @@ Shared = TypeVar("Shared")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Item = TypeVar("Item")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+IDLE_SECONDS = 1.0
+"""How long a worker that was told to stop waits for the executor to end it, before it ends itself."""
 
 _worker: dict[str, Any] = {}
 
@@ -34,9 +42,9 @@ def default_workers() -> int:
 
 def stoppable(items: Iterable[Item]) -> Iterator[Item]:
     """Yield `items`; in a worker, raise `Stopped` as soon as the parent wants no more."""
-    stop: Event | None = _worker.get("stop")
+    stop: Connection | None = _worker.get("stop")
     for item in items:
-        if stop is not None and stop.is_set():
+        if stop is not None and stop.poll():
             raise Stopped
         yield item
 
@@ -61,10 +69,10 @@ def run_tasks(
         return
     # Workers use no thread or GPU context of the parent, so fork is safe; and it shares a large source for nothing.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    stop = context.Event()
+    stop, stopper = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function, shared, stop))
     try:
-        with _interrupts_held():
+        with _signals_held():
             futures = [executor.submit(_call, task) for task in tasks]
         for future in as_completed(futures):
             yield future.result()
@@ -73,32 +81,53 @@ def run_tasks(
             "a worker process was killed, perhaps for want of memory; run again with fewer workers"
         ) from None
     finally:
-        stop.set()
-        executor.shutdown(wait=True, cancel_futures=True)
+        with _signals_held(), stop, stopper:
+            stopper.send(None)  # never received: it stays there for every worker to see
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(function: Callable[[Any, Any], Any], shared: Any, stop: Event) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker.update(function=function, shared=shared, stop=stop)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+def _start(function: Callable[[Any, Any], Any], shared: Any, stop: Connection) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _worker.update(function=function, shared=shared, stop=stop, busy=threading.Lock())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _call(task: Any) -> Any:
-    return _worker["function"](_worker["shared"], task)
+    with _worker["busy"]:
+        return _worker["function"](_worker["shared"], task)
 
 
-def _die_with_parent() -> None:
+def _end_with_parent() -> None:
+    """End this worker when the parent is gone; or when it said stop, but the executor cannot end an idle worker.
+
+    After a worker was killed, the executor's queues may be locked for ever, and its SIGTERM is ignored.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None, "only workers run this"
-    wait([parent.sentinel])
+    wait([parent.sentinel, _worker["stop"]])
+    while not wait([parent.sentinel], timeout=IDLE_SECONDS) and _worker["busy"].locked():
+        pass
     os._exit(1)
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back while workers are started: they inherit the mask and never print a traceback of it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held() -> Iterator[None]:
+    """Hold signals back until the end of the block. Workers started in it inherit that, and print no traceback."""
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    # The mask alone would not do: a signal that another thread of the process takes runs the main thread's handler.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in SIGNALS if in_main_thread}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for held in noted:
+            signal.raise_signal(held)

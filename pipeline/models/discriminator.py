@@ -50,7 +50,7 @@ class Discriminator(nn.Module):
     def _penalty(self, real: Tensor, fake: Tensor, position: Tensor) -> Tensor:
         """k E_x ||grad_x D(x)||^p, (B,), in fp32 outside autocast: half precision loses the second derivative."""
         with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
-            real, fake = real.float(), fake.float()
+            real, fake = losses.wide(real), losses.wide(fake)
             if self.penalty.points == "endpoints":
                 return (self._penalty_at(real) + self._penalty_at(fake)) / 2
             t = position[:, None, None, None]

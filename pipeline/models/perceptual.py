@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, vgg
 
+from pipeline import losses
 from pipeline.config import LAYERS, Arch, PerceptualConfig
 from pipeline.errors import UserError
 
@@ -72,7 +73,7 @@ class PerceptualNetwork(nn.Module):
         for position, layer in enumerate(self.features):
             x = layer(x)
             if position in self.taps:
-                tapped.append(x.float() * self.scales.factor[len(tapped)])
+                tapped.append(losses.wide(x) * self.scales.factor[len(tapped)])
         return tapped
 
     @torch.no_grad()

@@ -52,9 +52,12 @@ def save(
     """Write `folder/step-N` and drop all but the newest `keep`.
 
     Raises:
-        UserError: if the disk says no; what was there before is untouched.
+        UserError: if a weight is not finite, or the disk says no; what was there before is untouched.
     """
     path = folder / f"step-{step:08d}"
+    bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
     temporary = folder / f".{path.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,12 @@ def save(
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first, verified or not."""
     return sorted(folder.glob("step-*"))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed save has left."""
+    for left in folder.glob(".step-*.tmp"):
+        shutil.rmtree(left)
 
 
 def load(path: Path) -> Checkpoint:
@@ -148,15 +157,12 @@ def find(path: Path) -> Checkpoint:
 
 
 @contextmanager
-def claimed(run_dir: Path, is_main: bool) -> Iterator[None]:
-    """Hold the run folder for this job, on its main rank; the lock goes when the process does, however it ends.
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder for this job; the lock goes when the process does, however it ends.
 
     Raises:
         UserError: if another job holds it, or it cannot be written.
     """
-    if not is_main:
-        yield
-        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -167,7 +173,21 @@ def claimed(run_dir: Path, is_main: bool) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"{run_dir}: another job is running here; wait for it, or set another run_dir") from None
+    _held.add(descriptor)
     try:
         yield
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
+
+
+_held: set[int] = set()
+
+
+def _release_in_child() -> None:
+    """A loader's worker that outlives a killed job by seconds would hold its lock as long."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_release_in_child)

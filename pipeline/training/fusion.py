@@ -49,15 +49,16 @@ class FusionStage:
         self.pretrained = pretrained
         self.total_steps = config.training.fusion_steps
         device = self.runtime.device
+        # First of all: where its weights are missing, on one rank or all, none is left waiting in a collective.
+        self.perceptual = self.runtime.ranks.together(lambda: PerceptualNetwork(config.perceptual)).to(device)
         autoencoder = FusionAutoencoder(config.model).to(device)
         self.average = MovingAverage(autoencoder, config.training.ema_decay)
         self.critic = Discriminator(config.model, config.penalty, config.data.image_size).to(device)
-        self.perceptual = PerceptualNetwork(config.perceptual).to(device)
         self.autoencoder = self.runtime.wrap(autoencoder)
         self.discriminator = self.runtime.wrap(self.critic)
         self.optimizers = {
-            "autoencoder": self.runtime.optimizer([autoencoder], config.optimizer),
-            "discriminator": self.runtime.optimizer([self.critic], config.optimizer),
+            "autoencoder": self.runtime.optimizer(autoencoder, config.optimizer),
+            "discriminator": self.runtime.optimizer(self.critic, config.optimizer),
         }
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         self.weights = config.loss_weights.model_dump()
@@ -163,11 +164,12 @@ class FusionStage:
         size = config.training.global_batch_size
         lambda_ = self._draw(generator(config.seed, Stream.LAMBDA, step), size)
         position = torch.from_numpy(generator(config.seed, Stream.PENALTY, step).random(size, dtype="float32"))
+        dtype = torch.get_default_dtype()
         return [
             Inputs(
                 normalise(micro.images.to(device, non_blocking=True)),
-                lambda_[micro.place].to(device, non_blocking=True),
-                position[micro.place].to(device, non_blocking=True),
+                lambda_[micro.place].to(device, dtype, non_blocking=True),
+                position[micro.place].to(device, dtype, non_blocking=True),
             )
             for micro in batch
         ]

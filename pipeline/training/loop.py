@@ -1,22 +1,24 @@
 """The loop both stages run in: resume, step, log, show, save, stop."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from pipeline import files
 from pipeline.config import Config, dump
-from pipeline.data.loader import FaceImages, MicroBatch, micro_batches
+from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
-from pipeline.errors import Interrupted, UserError
+from pipeline.data.stream import StreamedFaces
+from pipeline.errors import Interrupted, StoppedElsewhere, UserError
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.runtime import Runtime
@@ -59,75 +61,85 @@ class Setup:
 
     config: Config
     runtime: Runtime
-    train: FaceImages
+    train: FaceImages | StreamedFaces
     held_out: FaceImages
-    data_hash: str
-    """Of the training shards; a resumed run must see the same."""
 
     @cached_property
     def calibration(self) -> list[Tensor]:
         """Micro-batches (m, 3, S, S) in [-1, 1] on which BatchNorm and feature scales are measured: always the same."""
-        first = replace(self.order, rank=0, world_size=1)
-        wanted = -(-CALIBRATION_IMAGES // first.micro_batch_size)
-        indices = np.concatenate([first.indices(s) for s in range(-(-CALIBRATION_IMAGES // first.global_batch_size))])
-        chunks = np.split(indices[: wanted * first.micro_batch_size], wanted)
-        return [self.train.load(chunk.tolist()) for chunk in chunks]
+        size = self.config.training.micro_batch_size
+        return list(self.train.calibration(self.order, -(-CALIBRATION_IMAGES // size) * size).split(size))
 
     @property
     def order(self) -> Order:
         training = self.config.training
         return Order(
-            count=len(self.train),
+            count=len(self.train) if isinstance(self.train, FaceImages) else 1,  # of a stream only places and flips
             seed=self.config.seed,
             global_batch_size=training.global_batch_size,
             micro_batch_size=training.micro_batch_size,
-            rank=self.runtime.rank,
-            world_size=self.runtime.world_size,
+            rank=self.runtime.ranks.rank,
+            world_size=self.runtime.ranks.world_size,
         )
 
 
 def run(stage: Stage, setup: Setup) -> None:
     """Train `stage` from its newest checkpoint, or from its beginning, to its last step.
 
+    Between two steps the ranks agree whether to go on. So a signal, a full disk or a bad image on one of them stops
+    all of them there, with the steps done so far saved.
+
     Raises:
-        Interrupted: after a signal, once the step is saved.
+        Interrupted: after a request to stop.
         UserError: if the run cannot go on.
+        StoppedElsewhere: for either of them, on other ranks than the main one.
     """
-    runtime, tracking, folder = setup.runtime, setup.config.tracking, checkpoint_folder(setup.config, stage.name)
-    first = _resume(stage, setup, folder)
-    if first >= stage.total_steps:
-        runtime.say(f"{stage.name}: already finished at step {first} ({folder})")
+    runtime, ranks, tracking = setup.runtime, setup.runtime.ranks, setup.config.tracking
+    done = saved = _resume(stage, setup)
+    if done >= stage.total_steps:
+        folder = checkpoint_folder(setup.config, stage.name)
+        runtime.say(f"{stage.name}: already finished at step {done} ({folder})")
         return
-    if runtime.is_main:  # only now: a configuration that is refused leaves the run as it was
-        files.write_text(setup.config.run_dir / "config.yaml", dump(setup.config))
-    tracker = Tracker(setup.config.run_dir / "tensorboard" / stage.name, runtime, stage.name, first, stage.total_steps)
-    batches = micro_batches(setup.train, setup.order, first, stage.total_steps)
-    runtime.listen()
-    try:
-        for step in range(first + 1, stage.total_steps + 1):  # `step` steps are done once the body is through
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - asked
-            tracker.add(stage.step(step - 1, batch), setup.config.training.global_batch_size, waited)
-            stop = runtime.stop_signal()
-            last = bool(stop) or step == stage.total_steps
-            save = last or step % tracking.checkpoint_every == 0
-            show = step == stage.total_steps or step % tracking.image_every == 0
-            if save or step == 1 or step % tracking.log_every == 0:
-                tracker.flush(step, _learning_rates(stage))  # before saving: it refuses what is not finite
+    # Only now: a configuration that is refused leaves the run as it was.
+    ranks.together(lambda: setup.calibration)  # read from here on
+    ranks.on_main(lambda: files.write_text(setup.config.run_dir / "config.yaml", dump(setup.config)))
+    tracker = Tracker(setup.config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, stage.total_steps)
+    batches = setup.train.micro_batches(setup.order, done, stage.total_steps)
+    with closing(batches), closing(tracker):
+        while done < stage.total_steps:
+            batch, failure = _next(batches, tracker)
+            try:
+                ranks.agree(failure)
+            except (Interrupted, StoppedElsewhere, UserError, OSError) as stop:
+                if done > saved:
+                    _save_and_stop(stage, setup, tracker, done, stop)
+                raise
+            terms = stage.step(done, batch)
+            done += 1
+            tracker.add(terms, setup.config.training.global_batch_size)
+            if runtime.failure:
+                folder = _dump(stage, setup, done, batch, terms)
+                ranks.agree(UserError(f"{runtime.failure} ({folder})"))
+            last = done == stage.total_steps
+            save, show = (last or done % every == 0 for every in (tracking.checkpoint_every, tracking.image_every))
+            if save or done == 1 or done % tracking.log_every == 0:  # at a save: a resumed run logs the same means
+                tracker.flush(done, _learning_rates(stage))
             if save or show:
                 stage.settle()
-            if show and runtime.is_main:
-                for name, picture in stage.pictures().items():
-                    tracker.picture(name, picture, step)
+            if show:
+                ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
             if save:
-                _save(stage, setup, folder, step)
-            if stop:
-                raise Interrupted(stop)
-    finally:
-        batches.close()
-        tracker.close()
-        runtime.stop_listening()
+                _save(stage, setup, done)
+                saved = done
+
+
+def _next(batches: Iterator[list[MicroBatch]], tracker: Tracker) -> tuple[list[MicroBatch], Exception | None]:
+    """The next batch, or why there is none."""
+    with tracker.waiting():
+        try:
+            return next(batches), None
+        except (UserError, OSError) as error:
+            return [], error
 
 
 def checkpoint_folder(config: Config, stage: str) -> Path:
@@ -138,9 +150,23 @@ def _learning_rates(stage: Stage) -> dict[str, float]:
     return {f"learning_rate/{name}": o.param_groups[0]["lr"] for name, o in stage.optimizers.items()}
 
 
-def _save(stage: Stage, setup: Setup, folder: Path, step: int) -> None:
+def _save_and_stop(stage: Stage, setup: Setup, tracker: Tracker, step: int, stop: BaseException) -> None:
+    """Every rank is here, between two steps. What stopped the run may stop this too: it is told first."""
+    try:
+        tracker.flush(step, _learning_rates(stage))
+        stage.settle()
+        _save(stage, setup, step)
+    except (UserError, OSError, StoppedElsewhere):
+        if getattr(stop, "exit_code", 2) == 2:
+            raise stop from None
+        raise
+
+
+def _save(stage: Stage, setup: Setup, step: int) -> None:
+    """The main rank writes; a failure there stops all."""
     runtime = setup.runtime
-    if runtime.is_main:
+
+    def write() -> None:
         weights = {
             f"{name}.{key}": value
             for name, module in stage.modules.items()
@@ -151,32 +177,79 @@ def _save(stage: Stage, setup: Setup, folder: Path, step: int) -> None:
             "stage": stage.name,
             "images_seen": step * setup.config.training.global_batch_size,
             "config": setup.config.as_dict(),
-            "data_hash": setup.data_hash,
+            "data_hash": setup.train.content_hash,
             "skipped_steps": runtime.skipped_steps,
         }
         optimizers["scaler"] = runtime.scaler_state()
+        folder = checkpoint_folder(setup.config, stage.name)
         path = checkpoint.save(folder, step, weights, optimizers, state, setup.config.tracking.keep_checkpoints)
         runtime.say(f"{stage.name}: saved {path}")
-    runtime.wait()
+
+    runtime.ranks.on_main(write)
 
 
-def _resume(stage: Stage, setup: Setup, folder: Path) -> int:
-    found, passed_over = checkpoint.newest(folder)
-    for reason in passed_over:
-        setup.runtime.say(f"{stage.name}: passed over {reason}")
-    if found is None:
-        stage.begin()
+def _dump(stage: Stage, setup: Setup, step: int, batch: list[MicroBatch], terms: Mapping[str, Tensor]) -> Path:
+    """What this rank knows of a step that could not be applied; returns the folder."""
+    folder = setup.config.run_dir / stage.name / f"not-finite-step-{step:08d}"
+    values = {name: float(term) for name, term in terms.items()}
+    images = torch.cat([micro.images for micro in batch]).float()
+    parameters = {
+        f"{name}.{key}": value.detach()
+        for name, module in stage.modules.items()
+        for key, value in module.named_parameters()
+    }
+    dump = {
+        "step": step,
+        "rank": setup.runtime.ranks.rank,
+        "reason": setup.runtime.failure,
+        "terms": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
+        "terms_not_finite": [name for name, value in values.items() if not math.isfinite(value)],
+        "gradients_not_finite": setup.runtime.bad_gradients,
+        "parameters_not_finite": [name for name, value in parameters.items() if not value.isfinite().all()],
+        "largest_parameters": {name: float(value.abs().nan_to_num().max()) for name, value in parameters.items()},
+        "batch": [key for micro in batch for key in micro.keys],
+        "images": {name: float(getattr(images, name)()) for name in ("min", "max", "mean", "std")},
+        "loss_scale": setup.runtime.loss_scale,
+        "skipped_steps": setup.runtime.skipped_steps,
+    }
+    with suppress(OSError):  # the run stops for a better reason
+        files.write_json(folder / f"rank{setup.runtime.ranks.rank:04d}.json", dump)
+    return folder
+
+
+def _resume(stage: Stage, setup: Setup) -> int:
+    """The main rank chooses the checkpoint; every rank reads it, and all stop where one cannot."""
+    runtime, folder = setup.runtime, checkpoint_folder(setup.config, stage.name)
+
+    def choose() -> tuple[str, str] | None:
+        checkpoint.sweep(folder)
+        found, passed_over = checkpoint.newest(folder)
+        for reason in passed_over:
+            runtime.say(f"{stage.name}: passed over {reason}")
+        return (found.path.name, found.digest) if found else None
+
+    chosen = runtime.ranks.on_main(choose)
+    if chosen is None:
+        runtime.ranks.together(stage.begin)
         return 0
-    _check_same_run(found, setup)
+    found = runtime.ranks.together(lambda: _read(folder / chosen[0], chosen[1], setup))
     restore(found, stage.modules)
     for name, optimizer in stage.optimizers.items():
         optimizer.load_state_dict(found.optimizers[name])
         for group in optimizer.param_groups:  # as configured now, not then
             group.update({key: optimizer.defaults[key] for key in ("lr", "betas")})
-    setup.runtime.load_scaler_state(found.optimizers["scaler"])
-    setup.runtime.skipped_steps = found.state["skipped_steps"]
-    setup.runtime.say(f"{stage.name}: resumed from {found.path}")
+    runtime.load_scaler_state(found.optimizers["scaler"])
+    runtime.skipped_steps = found.state["skipped_steps"]
+    runtime.say(f"{stage.name}: resumed from {found.path}")
     return found.step
+
+
+def _read(path: Path, digest: str, setup: Setup) -> Checkpoint:
+    found = checkpoint.load(path)
+    if found.digest != digest:
+        raise UserError(f"{path}: not the weights that rank 0 reads; run_dir must be on a file system that all share")
+    _check_same_run(found, setup)
+    return found
 
 
 def restore(found: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
@@ -194,9 +267,8 @@ def restore(found: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
 
 
 def _check_same_run(found: Checkpoint, setup: Setup) -> None:
-    if found.state["data_hash"] != setup.data_hash:
-        shards = setup.train.reader.folder
-        raise UserError(f"{found.path}: was trained on other shards than {shards}; set another run_dir")
+    if found.state["data_hash"] != setup.train.content_hash:
+        raise UserError(f"{found.path}: was trained on other shards than {setup.train.name}; set another run_dir")
     then, now = found.state["config"], setup.config.as_dict()
     for key in FIXED:
         before, after = _look_up(then, key), _look_up(now, key)
@@ -206,5 +278,5 @@ def _check_same_run(found: Checkpoint, setup: Setup) -> None:
 
 def _look_up(config: Any, key: str) -> Any:
     for part in key.split("."):
-        config = config[part]
+        config = config.get(part)  # an older checkpoint may lack a section's newer key
     return config

@@ -26,7 +26,7 @@ class PretrainStage:
         module = FusionAutoencoder(config.model).to(self.runtime.device)
         self.average = MovingAverage(module, config.training.ema_decay)
         self.autoencoder = self.runtime.wrap(module)
-        self.optimizers = {"autoencoder": self.runtime.optimizer([module], config.optimizer)}
+        self.optimizers = {"autoencoder": self.runtime.optimizer(module, config.optimizer)}
         self.modules = self.average.modules()
 
     def begin(self) -> None:

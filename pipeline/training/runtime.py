@@ -1,26 +1,30 @@
-"""Processes, devices, precision and signals: the sole owner of AMP and of DDP wrapping.
+"""Processes, devices and precision: the sole owner of AMP and of DDP wrapping.
 
 `accelerate` does the work; what it hides and what matters here is spelled out at the lines concerned.
 """
 
 import os
-import signal
-from collections.abc import Iterable
+from collections import Counter
 from contextlib import AbstractContextManager
-from types import FrameType
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from pipeline import signals
 from pipeline.config import OptimizerConfig, TrainingConfig
 from pipeline.errors import UserError
+from pipeline.training.ranks import Ranks
 
 MIN_LOSS_SCALE = 1e-4
 """A loss scale under this means that every step overflows: the run is lost, and stops."""
+
+COLLECTIVE_PATIENCE = timedelta(minutes=30)
+"""How long a collective may wait for a rank that lives but does not come."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,41 +35,36 @@ class Runtime:
     def __init__(self, config: TrainingConfig) -> None:
         precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         check_device(config.device, precision)
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=config.device == "cpu",
-            kwargs_handlers=[
-                # BatchNorm's running statistics are recomputed before use (averaging.py), never sent.
-                DistributedDataParallelKwargs(broadcast_buffers=False),
-                GradScalerKwargs(init_scale=2.0**14, growth_interval=1000),
-            ],
-        )
+        with signals.leaving():  # the first ranks wait here for the last
+            self.accelerator = Accelerator(
+                mixed_precision=precision,
+                cpu=config.device == "cpu",
+                kwargs_handlers=[
+                    # BatchNorm's running statistics are recomputed before use (averaging.py), never sent.
+                    DistributedDataParallelKwargs(broadcast_buffers=False),
+                    GradScalerKwargs(init_scale=2.0**14, growth_interval=1000),
+                    InitProcessGroupKwargs(timeout=COLLECTIVE_PATIENCE),
+                ],
+            )
+            self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.precision = precision
         self.skipped_steps = 0
-        self._skipped_in_a_row = 0
+        self.failure: str | None = None
+        """Why training cannot go on, once it cannot; alike on every rank."""
+        self.bad_gradients: list[str] = []
+        """Parameters whose gradient was not finite in the last step that was skipped."""
+        self._names: dict[int, str] = {}
+        self._skipped_in_a_row: Counter[str] = Counter()
         self._max_skipped = config.max_skipped_steps
-        self._signal = 0
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.accelerator.device
         return device
 
-    @property
-    def rank(self) -> int:
-        return int(self.accelerator.process_index)
-
-    @property
-    def world_size(self) -> int:
-        return int(self.accelerator.num_processes)
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
     def say(self, message: str) -> None:
         """Print a line, on the main rank only."""
-        if self.is_main:
+        if self.ranks.is_main:
             print(message, flush=True)
 
     def wrap(self, module: M) -> M:
@@ -73,10 +72,10 @@ class Runtime:
         wrapped: M = self.accelerator.prepare_model(module)
         return wrapped
 
-    def optimizer(self, modules: Iterable[nn.Module], config: OptimizerConfig) -> AcceleratedOptimizer:
-        """Adam over the parameters of `modules`."""
-        parameters = [p for module in modules for p in module.parameters()]
-        adam = torch.optim.Adam(parameters, lr=config.learning_rate, betas=(config.beta1, config.beta2))
+    def optimizer(self, module: nn.Module, config: OptimizerConfig) -> AcceleratedOptimizer:
+        """Adam over the parameters of `module`, which is not wrapped."""
+        self._names |= {id(parameter): name for name, parameter in module.named_parameters()}
+        adam = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2))
         return self.accelerator.prepare_optimizer(adam)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -90,36 +89,42 @@ class Runtime:
         return context
 
     def backward(self, loss: Tensor) -> None:
-        """Backward of a scalar, times the loss scale under fp16."""
-        self.accelerator.backward(loss)
+        """Backward of a scalar, times the loss scale under fp16. A loss that is not finite makes every gradient NaN.
+
+        So the average over ranks is NaN on all of them, and all skip the step, even where the gradient of an infinite
+        term is finite.
+        """
+        self.accelerator.backward(loss * (1 + 0 * loss.detach()))
 
     def apply(self, optimizer: AcceleratedOptimizer, what: str) -> Tensor:
         """One optimizer step, unless a gradient is not finite; then the gradients are cleared.
 
-        Every rank holds the same averaged gradients, so all of them decide alike.
+        Every rank holds the same averaged gradients, so all of them decide alike. After `max_skipped_steps` of
+        `what` in a row, or when the loss scale has collapsed, `failure` says so.
 
         Returns:
             The norm of the gradients, a float32 scalar.
-
-        Raises:
-            UserError: after `max_skipped_steps` skipped in a row, or when the loss scale has collapsed.
         """
         self.accelerator.unscale_gradients(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if torch.isfinite(norm) or self.accelerator.scaler is not None:
-            optimizer.step()  # the scaler, where there is one, skips the step and lowers the scale
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         finite = bool(torch.isfinite(norm))
+        if not finite:
+            self.bad_gradients = [self._names[id(p)] for p in parameters if not torch.isfinite(p.grad).all()]
+            if self.accelerator.scaler is None:  # which tries larger scales until one overflows
+                self.say(f"{what}: a gradient is not finite ({self.bad_gradients[0]}); the step is not applied")
+        if finite or self.accelerator.scaler is not None:
+            optimizer.step()  # the scaler, where there is one, skips the step and lowers the scale
         optimizer.zero_grad()
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        self._skipped_in_a_row[what] = 0 if finite else self._skipped_in_a_row[what] + 1
         self.skipped_steps += not finite
-        if self._skipped_in_a_row >= self._max_skipped:
-            raise UserError(
-                f"{what}: the gradient was not finite {self._skipped_in_a_row} times in a row; the run stops. "
+        if self._skipped_in_a_row[what] >= self._max_skipped:
+            self.failure = (
+                f"{what}: the gradient was not finite {self._max_skipped} times in a row; the run stops. "
                 "Resume from the last checkpoint with a lower learning_rate, or without mixed precision"
             )
-        if self.loss_scale < MIN_LOSS_SCALE:
-            raise UserError(f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no")
+        elif self.loss_scale < MIN_LOSS_SCALE:
+            self.failure = f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no"
         return norm
 
     @property
@@ -128,14 +133,14 @@ class Runtime:
         scaler = self.accelerator.scaler
         return 1.0 if scaler is None else float(scaler.get_scale())
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean over ranks, on every rank."""
-        reduced: Tensor = self.accelerator.reduce(values, reduction="mean")
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, on every rank."""
+        reduced: Tensor = self.accelerator.reduce(values, reduction="sum")
         return reduced
 
-    def wait(self) -> None:
-        """Until every rank is here."""
-        self.accelerator.wait_for_everyone()
+    def close(self) -> None:
+        """Leave the process group, in order: only when all ranks do."""
+        self.accelerator.end_training()
 
     def scaler_state(self) -> dict[str, Any]:
         """Of the fp16 loss scaler; empty in other precisions."""
@@ -145,34 +150,6 @@ class Runtime:
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
-
-    def listen(self) -> None:
-        """From here on Ctrl-C, SIGTERM and SIGUSR1 ask for a stop after the step; a second Ctrl-C stops at once."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-
-    def stop_listening(self) -> None:
-        """Back to what these signals do in any Python program."""
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-
-    def stop_signal(self) -> int:
-        """The signal that some rank has received, agreed on by all ranks; 0 for none."""
-        if self.world_size == 1:
-            return self._signal
-        received = torch.tensor(self._signal, device=self.device)
-        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
-        return int(received.item())
-
-    def close(self) -> None:
-        """Leave the process group, in order: only after success, since a rank that failed cannot wait for others."""
-        self.accelerator.end_training()
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._signal = number
 
 
 def check_device(device: str, precision: str) -> None:

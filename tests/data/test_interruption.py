@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from making import COUNT, REPOSITORY, hashes
 
-from pipeline.data import packing
+from pipeline.data import packing, parts
 from pipeline.data.shards import load_manifest
 from pipeline.data.writing import write_shards
 from pipeline.errors import UserError
@@ -39,25 +39,31 @@ def test_rerun_replaces_what_is_missing_or_cut(source: Path, folder: Path) -> No
 
 
 CHILD = """
-import sys
+import signal, sys, time
 from pathlib import Path
 from pipeline.data import packing
 from pipeline.data.writing import write_shards
-import time
+from pipeline.errors import Interrupted
+def interrupt(number, frame):
+    raise Interrupted(number)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, interrupt)
 encode = packing._encode
 def slow(*arguments):
     time.sleep(0.02)
     return encode(*arguments)
 packing._encode = slow
 try:
-    write_shards(Path(sys.argv[1]), Path(sys.argv[2]), split="0.2", samples_per_shard=3, workers=2)
+    write_shards(Path(sys.argv[1]), Path(sys.argv[2]), split="0.2", samples_per_shard=3, workers=int(sys.argv[3]))
 except KeyboardInterrupt:
     sys.exit(130)
+except Interrupted as stop:
+    sys.exit(stop.exit_code)
 """
 
 
-def start_child(source: Path, out: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", CHILD, str(source), str(out)]
+def start_child(source: Path, out: Path, workers: int = 2) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", CHILD, str(source), str(out), str(workers)]
     return subprocess.Popen(command, cwd=REPOSITORY, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
@@ -95,18 +101,24 @@ def test_kill_at_any_moment_then_rerun(source: Path, tmp_path: Path) -> None:
     assert hashes(out) == hashes(expected)
 
 
-def test_ctrl_c_stops_at_once_and_leaves_nothing_half_written(source: Path, tmp_path: Path) -> None:
-    child = start_child(source, tmp_path / "out")
-    wait_for(lambda: next((tmp_path / "out").glob("*/.shard-*"), None))
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers too
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_a_signal_stops_at_once_and_leaves_nothing_half_written(
+    source: Path, tmp_path: Path, number: signal.Signals, code: int, workers: int
+) -> None:
+    out = tmp_path / "out"
+    child = start_child(source, out, workers)
+    wait_for(lambda: next(out.glob("*/.shard-*"), None))
+    os.killpg(child.pid, number)  # as a terminal and SLURM do: to the workers too
     _, errors = child.communicate(timeout=10)
-    assert child.returncode == 130 and errors == ""
+    assert child.returncode == code and errors == ""
     assert group_is_gone(child.pid)
-    assert not list((tmp_path / "out").glob("*/.*")) and not list((tmp_path / "out").glob("*/manifest.json"))
+    assert not list(out.glob("*/.*")) and not list(out.glob("*/manifest.json"))
+    assert not write_shards(source, out, split="0.2", samples_per_shard=3, workers=1).rejected
 
 
 def test_second_writer_is_refused(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.writing.LOCK_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(parts, "LOCK_PATIENCE_SECONDS", 0.0)
     child = start_child(source, tmp_path / "out")
     wait_for(lambda: next((tmp_path / "out").glob("*/.shard-*"), None))
     with pytest.raises(UserError, match="another process"):

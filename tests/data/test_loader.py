@@ -6,6 +6,7 @@ import re
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +14,15 @@ import torch
 from PIL import Image
 
 from pipeline.config import DataConfig
-from pipeline.data.loader import FaceImages, MicroBatch, micro_batches
+from pipeline.data.loader import FaceImages, Loaded, MicroBatch, micro_batches
 from pipeline.data.order import Order
 from pipeline.data.shards import ShardReader
+from pipeline.data.writing import write_shards
 from pipeline.errors import UserError
 
 
-def dataset(folder: Path, workers: int = 0, flip: bool = False, crop: int | None = None) -> FaceImages:
-    return FaceImages(folder, DataConfig(image_size=32, workers=workers, horizontal_flip=flip, crop=crop))
+def dataset(folder: Path, workers: int = 0, flip: bool = False, **options: Any) -> FaceImages:
+    return FaceImages(folder, DataConfig(image_size=32, workers=workers, horizontal_flip=flip, **options))
 
 
 def order(rank: int = 0, world: int = 1) -> Order:
@@ -44,11 +46,10 @@ def test_one_image(folder: Path, crop: int | None) -> None:
     faces = dataset(folder, crop=crop)
     assert len(faces) == 18
     for index in (0, 17):
-        image = faces[index, False]
-        assert isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.shape == (3, 32, 32)
+        image = image_of(faces[index, False])
+        assert image.shape == (3, 32, 32)
         assert np.abs(image.numpy().astype(int) - with_pillow(folder, index, crop or 40)).max() <= 4
-        mirrored = faces[index, True]
-        assert isinstance(mirrored, torch.Tensor) and torch.equal(mirrored, image.flip(2))
+        assert torch.equal(image_of(faces[index, True]), image.flip(2))
 
 
 def test_load_scales(folder: Path) -> None:
@@ -67,15 +68,17 @@ def test_images_come_in_the_global_order(folder: Path, workers: int) -> None:
         assert [micro.place for micro in batch] == order().slices()
         for micro in batch:
             assert micro.images.shape == (3, 3, 32, 32) and micro.images.dtype == torch.uint8
-            assert micro.indices == tuple(expected[micro.place])
-            assert torch.equal(micro.images, torch.stack([faces[int(i), False] for i in expected[micro.place]]))
+            assert micro.keys == tuple(faces.reader.index.key(i) for i in expected[micro.place])
+            assert torch.equal(
+                micro.images, torch.stack([image_of(faces[int(i), False]) for i in expected[micro.place]])
+            )
 
 
 def test_ranks_together_see_what_one_rank_sees(folder: Path) -> None:
     alone = [micro for batch in steps(folder, 0, 0, 2) for micro in batch]
     ranks = [steps(folder, 0, 0, 2, rank, 2) for rank in range(2)]
     together = [micro for step in range(2) for rank in range(2) for micro in ranks[rank][step]]
-    assert [micro.indices for micro in together] == [micro.indices for micro in alone]
+    assert [micro.keys for micro in together] == [micro.keys for micro in alone]
     assert all(torch.equal(a.images, b.images) for a, b in zip(alone, together, strict=True))
 
 
@@ -84,9 +87,9 @@ def test_flips_follow_the_order(folder: Path) -> None:
     seen = []
     for step, batch in enumerate(micro_batches(mirrored, order(), 0, 2)):
         for micro in batch:
-            for image, index, flip in zip(micro.images, micro.indices, order().flips(step)[micro.place], strict=True):
-                expected = plain[index, bool(flip)]
-                assert isinstance(expected, torch.Tensor) and torch.equal(image, expected)
+            indices, flips = order().indices(step)[micro.place], order().flips(step)[micro.place]
+            for image, index, flip in zip(micro.images, indices, flips, strict=True):
+                assert torch.equal(image, image_of(plain[int(index), bool(flip)]))
                 seen.append(bool(flip))
     assert True in seen and False in seen
 
@@ -137,3 +140,57 @@ def test_leaving_early_leaves_no_workers(folder: Path) -> None:
     assert multiprocessing.active_children()
     batches.close()
     assert not multiprocessing.active_children()
+
+
+def image_of(loaded: Loaded | UserError) -> torch.Tensor:
+    assert isinstance(loaded, Loaded) and not loaded.problems and loaded.image.dtype == torch.uint8
+    return loaded.image
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_as_many_bad_samples_as_allowed_are_replaced_and_named(
+    folder: Path, capfd: pytest.CaptureFixture[str], workers: int
+) -> None:
+    named = [damage(folder, index) for index in (3, 4, 17)]
+    faces = dataset(folder, workers, max_bad_samples=3)
+    with pytest.raises(UserError, match="sample"):
+        faces.load([3])  # what is measured or shown is never replaced
+    seen = 0
+    for step, batch in enumerate(micro_batches(faces, order(), 0, 6)):
+        for micro in batch:
+            for image, index in zip(micro.images, order().indices(step)[micro.place], strict=True):
+                stands_in = {3: 5, 4: 5, 17: 0}.get(int(index), int(index))
+                assert torch.equal(image, image_of(faces[stands_in, False]))
+                seen += stands_in != index
+    assert seen >= 6
+    told = capfd.readouterr().err
+    assert [told.count(f"allowed): {name}damaged") for name in named] == [1, 1, 1]
+    assert "left out (3 of 3 allowed)" in told
+    assert faces.calibration(order(), 18).shape == (18, 3, 32, 32)
+
+
+def test_one_bad_sample_too_many_stops(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for index in (3, 9):
+        damage(folder, index)
+    with pytest.raises(UserError, match=r"sample \d+: damaged.*; more than data.max_bad_samples=1 cannot be read"):
+        list(micro_batches(dataset(folder, max_bad_samples=1), order(), 0, 4))
+    assert capfd.readouterr().err.count("left out") == 1
+
+
+@pytest.mark.parametrize(("count", "samples_per_shard"), [(2, 1), (7, 7), (7, 3), (13, 5)])
+def test_few_and_prime_numbers_of_samples(source: Path, tmp_path: Path, count: int, samples_per_shard: int) -> None:
+    """Fewer shards than ranks, one sample, a prime number: each image once per epoch, on any number of ranks."""
+    write_shards(source, tmp_path, split=str((23 - count) / 23), samples_per_shard=samples_per_shard, workers=1)
+    faces = dataset(tmp_path / "train")
+    assert len(faces) == count
+    whole = Order(count=count, seed=1, global_batch_size=16, micro_batch_size=2)
+    keys = []
+    for step in range(2 * count):
+        for world in (1, 2, 4, 8)[step % 4 :][:1]:  # another number of ranks for every step: a restart
+            for rank in range(world):
+                (batch,) = micro_batches(faces, replace(whole, rank=rank, world_size=world), step, step + 1)
+                keys += [key for micro in batch for key in micro.keys]
+    expected = [faces.reader.index.key(i) for step in range(2 * count) for i in whole.indices(step)]
+    assert keys == expected
+    for epoch in range(len(keys) // count):
+        assert len(set(keys[epoch * count : (epoch + 1) * count])) == count

@@ -27,8 +27,8 @@ def and_tell(stage, setup):
         name: hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
         for name, module in stage.modules.items()
     }
-    told = {"rank": setup.runtime.rank, "ranks": setup.runtime.world_size, "digest": digest}
-    (setup.config.run_dir / f"rank{setup.runtime.rank}.json").write_text(json.dumps(told))
+    told = {"rank": setup.runtime.ranks.rank, "ranks": setup.runtime.ranks.world_size, "digest": digest}
+    (setup.config.run_dir / f"rank{setup.runtime.ranks.rank}.json").write_text(json.dumps(told))
 
 loop.run = and_tell
 from pipeline.cli import main

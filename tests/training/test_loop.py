@@ -2,12 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from running import Trained, latentfuse, listing, make_shards, scalars, tiny_arguments, trained_once
+from running import Trained, assert_equal_bits, latentfuse, listing, make_shards, scalars, tiny_arguments, trained_once
 
 from pipeline.training import checkpoint
 
@@ -15,24 +14,6 @@ from pipeline.training import checkpoint
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained_once(tmp_path_factory)
-
-
-def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Every tensor and number of nested dicts and lists."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
-    if items is None:
-        return {path: value}
-    return {name: leaf for key, inner in items for name, leaf in leaves(inner, f"{path}/{key}").items()}
-
-
-def assert_equal_bits(one: Path, other: Path) -> None:
-    """Weights, buffers, averages and optimizers of two checkpoints."""
-    first, second = checkpoint.load(one), checkpoint.load(other)
-    for a, b in ((first.weights, second.weights), (leaves(first.optimizers), leaves(second.optimizers))):
-        assert a.keys() == b.keys() and a
-        for key, value in a.items():
-            same = torch.equal(value, b[key]) if isinstance(value, torch.Tensor) else value == b[key]
-            assert same, key
 
 
 def newest(run: Path, stage: str) -> Path:

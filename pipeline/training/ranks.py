@@ -1,0 +1,166 @@
+"""What the ranks agree on besides gradients: that one is asked to stop, that one has failed, what the main rank did.
+
+All of it goes through a group of its own on the CPU, which neither waits for the GPU nor counts as its work.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from pipeline import signals
+from pipeline.errors import Interrupted, LostRank, StoppedElsewhere, UserError
+from pipeline.training.watch import Watch
+
+PATIENCE = timedelta(days=1)
+"""The main rank may shard a data set while the others wait; whether it lives is the watch's business."""
+SIGNALS = (signal.SIGINT, *signals.PREEMPTIONS)
+NETWORK = ("gloo", "NCCL")
+"""What messages of a broken collective hold."""
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """One per process, once the default process group is there."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.signals = signals.Deferred()
+        self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if world_size > 1 else None
+        self._agreed = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def watched(self, run_dir: Path, on_loss: Callable[[str], None]) -> Iterator[None]:
+        """From here to the end of the block signals wait for `agree`, and every rank watches the others.
+
+        Raises:
+            LostRank: if a collective in the block fails because another rank has gone.
+        """
+        watch = Watch(run_dir, self.rank, self.world_size, on_loss)
+        self.signals.start()
+        self._agreed = False
+        try:
+            with self.losses_named():
+                yield
+            self._agreed = True
+        finally:
+            watch.end()
+            if self._agreed and self._group is not None:
+                with suppress(RuntimeError):
+                    distributed.barrier(self._group)  # none leaves while another still listens for its heart
+            self.signals.end()
+
+    @contextmanager
+    def losses_named(self) -> Iterator[None]:
+        """Raises LostRank where a collective in the block fails because another rank has gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size == 1 or not _is_network(error):
+                raise
+            self._agreed = False
+            # It may have said why, on its own standard error; this rank only knows that it is gone.
+            raise LostRank("lost another rank; the newest checkpoint is whole, the same command resumes") from error
+
+    def agree(self, failure: Exception | None = None) -> None:
+        """Tell the other ranks of a failure or a signal here, and hear of theirs.
+
+        Raises:
+            Interrupted: on the main rank, when any rank was signalled.
+            UserError: on the main rank, when any rank has failed.
+            StoppedElsewhere: on the other ranks then.
+        """
+        if self._group is None:
+            if failure is not None:
+                raise failure
+            if self.signals.number:
+                raise signals.interruption(self.signals.number)
+            return
+        votes = torch.tensor([failure is not None, *(self.signals.number == number for number in SIGNALS)])
+        votes = votes.to(torch.int64)
+        distributed.all_reduce(votes, group=self._group)
+        failed, *signalled = votes.tolist()
+        if failed:
+            self._raise_failures(failure)
+        for number, count in zip(SIGNALS, signalled, strict=True):
+            if count:
+                self._agreed = True
+                stop = signals.interruption(number)
+                raise stop if self.is_main else StoppedElsewhere(stop.exit_code)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Every rank does `work`, without collectives inside; where it fails on one, all of them stop.
+
+        Raises:
+            UserError: on the main rank, with what went wrong and, unless it did so everywhere, on which rank.
+            StoppedElsewhere: on the others.
+        """
+        if self._group is None:
+            return work()
+        try:
+            result, failure = work(), None
+        except (UserError, OSError) as error:
+            failure = error
+        if self._any(failure is not None):
+            self._raise_failures(failure)
+        return result
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """The main rank does `work` while the others wait; its result, small and simple, is handed to all of them.
+
+        Raises:
+            StoppedElsewhere: on the others, when it fails. On the main rank, what `work` raises.
+        """
+        if self._group is None:
+            return work()
+        outcome: list[Any] = [None, None]
+        stop: BaseException | None = None
+        if self.is_main:
+            try:
+                outcome[1] = work()
+            except (UserError, OSError, Interrupted, KeyboardInterrupt) as error:
+                stop = error
+                outcome[0] = 130 if isinstance(error, KeyboardInterrupt) else getattr(error, "exit_code", 2)
+        distributed.broadcast_object_list(outcome, src=0, group=self._group)
+        code, result = outcome
+        if code is not None:
+            self._agreed = True
+            raise stop or StoppedElsewhere(code)
+        value: T = result
+        return value
+
+    def _any(self, condition: bool) -> bool:
+        votes = torch.tensor(int(condition))
+        distributed.all_reduce(votes, group=self._group)
+        return bool(votes.item())
+
+    def _raise_failures(self, failure: Exception | None) -> None:
+        told: list[str | None] = [None] * self.world_size
+        distributed.all_gather_object(told, None if failure is None else _text(failure), group=self._group)
+        self._agreed = True
+        if not self.is_main:
+            raise StoppedElsewhere(2)
+        distinct = dict.fromkeys(text for text in told if text is not None)
+        if len(distinct) == 1 and None not in told:
+            raise UserError(*distinct)
+        raise UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(told) if text is not None))
+
+
+def _is_network(error: RuntimeError) -> bool:
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in NETWORK)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error)

@@ -1,0 +1,170 @@
+"""Commands in processes forked from one that has imported everything: a start takes a tenth of a second, not four.
+
+Each is the leader of a process group of its own, as under a launcher, and writes to files.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from running import Result
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["pipeline.cli", "pipeline.workflow", "pipeline.data.writing", "torch.utils.tensorboard", "torchvision.io"]
+)
+Prepare = Callable[[], None]
+
+
+class Started:
+    """A command that was started; `prepare`, a module's function, runs in its process before it."""
+
+    def __init__(self, folder: Path, arguments: Iterable[object], variables: dict[str, str], prepare: Prepare) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = folder / "out.txt", folder / "errors.txt"
+        self.process = _context.Process(
+            target=_command, args=([str(each) for each in arguments], self.files, variables, prepare)
+        )
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def signal(self, number: int) -> None:
+        """To the process alone; nothing happens if it has ended."""
+        if self.process.exitcode is None:
+            os.kill(self.pid, number)
+
+    def signal_group(self, number: int) -> None:
+        """As a scheduler does: to its loader's workers too."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            self.signal(number)  # it has not yet made its group
+
+    def text(self) -> str:
+        return self.files[0].read_text() if self.files[0].exists() else ""
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Until `condition` holds; fails if the process ends before."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.exitcode is None, self.finish()
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.005)
+
+    def finish(self, seconds: float = 90) -> Result:
+        self.process.join(seconds)
+        code = self.process.exitcode
+        if code is None:
+            self.signal_group(signal.SIGKILL)
+            raise AssertionError(f"still running after {seconds} s: {[each.read_text() for each in self.files]}")
+        return Result(code, *(each.read_text() if each.exists() else "" for each in self.files))
+
+    def group_is_gone(self, seconds: float = 20) -> bool:
+        """Whether no process of its group lives on."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+def nothing() -> None:
+    """The `prepare` that prepares nothing."""
+
+
+def start_command(folder: Path, *arguments: object, prepare: Prepare = nothing, **variables: str) -> Started:
+    """One process."""
+    return Started(folder, arguments, variables, prepare)
+
+
+def start_ranks(
+    folder: Path, count: int, *arguments: object, prepare: Prepare = nothing, **variables: str
+) -> list[Started]:
+    """`count` ranks of one job on this machine, with no launcher between; output in `folder`/0, 1, ..."""
+    port = str(free_port())
+    return [
+        Started(
+            folder / str(rank),
+            arguments,
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(count),
+                "LOCAL_WORLD_SIZE": str(count),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                **variables,
+            },
+            prepare,
+        )
+        for rank in range(count)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str, str], prepare: Prepare) -> None:
+    os.setsid()
+    for descriptor, path in enumerate(files, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    os.environ |= variables
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
+    from pipeline import cli
+    from pipeline.training import loop
+
+    loop.CALIBRATION_IMAGES = 8
+    sys.argv = ["latentfuse", *arguments]
+    prepare()
+    cli.main()
+
+
+def scaled() -> None:
+    """A loss scaler, as fp16 has one, on the CPU: its state must survive like the rest."""
+    import torch
+    from accelerate import Accelerator
+
+    construct = Accelerator.__init__
+
+    def with_scaler(self: Any, *positional: Any, **named: Any) -> None:
+        construct(self, *positional, **named)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+
+    Accelerator.__init__ = with_scaler
+
+
+def narrow() -> None:
+    """A perceptual network of an eighth of the channels: most of the time of a tiny run is VGG's."""
+    from torchvision.models import vgg
+
+    vgg.cfgs = {name: [c if isinstance(c, str) else c // 8 for c in cfg] for name, cfg in vgg.cfgs.items()}
+
+
+def narrow_and_scaled() -> None:
+    narrow()
+    scaled()
+
+
+def random_moments(seed: int, longest: float) -> Iterable[float]:
+    chance = random.Random(seed)
+    while True:
+        yield chance.uniform(0, longest)

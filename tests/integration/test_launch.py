@@ -1,0 +1,259 @@
+"""What is in launch/: scripts that a shell understands, and the SLURM job run with stand-ins for SLURM's commands."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.utils import DistributedType
+from running import REPOSITORY, Result, finish, make_shards, scalars, tiny_arguments, wait_for
+from test_distributed import free_port
+
+from pipeline.training import checkpoint
+
+SCRIPTS = [
+    *sorted(path for path in (REPOSITORY / "launch").rglob("*") if path.suffix in (".sh", ".sbatch")),
+    REPOSITORY / ".ci" / "run",
+]
+SRUN = """#!/usr/bin/env bash
+# Starts the tasks and returns the highest of their exit codes.
+tasks=$SLURM_NTASKS
+while [[ $1 == -* ]]; do
+  [[ $1 == --ntasks=* ]] && tasks=${1#*=}
+  shift
+done
+echo "$*" >>"$STAND_INS/steps"
+for ((task = 0; task < tasks; task++)); do
+  SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=$tasks SLURM_NNODES=1 "$@" &
+  pids+=("$!")
+done
+echo "${pids[@]}" >"$STAND_INS/pids"
+highest=0
+for pid in "${pids[@]}"; do
+  wait "$pid" || { code=$?; ((code > highest)) && highest=$code; }
+done
+exit "$highest"
+"""
+SRUN_THAT_FAILS = """#!/usr/bin/env bash
+touch "$STAND_INS/pids"
+sleep "${SECONDS_TO_RUN:-0}"
+exit "$CODE"
+"""
+SCONTROL = """#!/usr/bin/env bash
+case "$1 $2" in
+  "show hostnames") echo 127.0.0.1 ;;
+  "show job") echo "JobId=$3 JobName=latentfuse"; echo "   JobState=${STATE:-RUNNING} Reason=None" ;;
+  requeue*) echo "$2" >>"$STAND_INS/requeued"; exit "${REFUSED:-0}" ;;
+esac
+"""
+
+
+class Cluster:
+    """A node of two tasks; `job` starts a script as SLURM does: a copy of it, in the folder of the submission."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stand_ins = folder / "stand-ins"
+        self.stand_ins.mkdir(parents=True)
+        self.program("srun", SRUN)
+        self.program("scontrol", SCONTROL)
+
+    def program(self, name: str, text: str) -> None:
+        path = self.stand_ins / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def job(self, script: str, *arguments: str, **variables: object) -> "subprocess.Popen[str]":
+        spooled = self.stand_ins / "slurm_script"
+        spooled.write_text((REPOSITORY / "launch" / "slurm" / script).read_text())
+        slurm = {
+            "SLURM_JOB_ID": 4711,
+            "SLURM_JOB_NODELIST": "node1",
+            "SLURM_JOB_NUM_NODES": 1,
+            "SLURM_NTASKS": 2,
+            "SLURM_CPUS_PER_TASK": 1,
+        }
+        settings: dict[str, Any] = {**slurm, "VENV": sys.prefix, "STAND_INS": self.stand_ins, **variables}
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        return subprocess.Popen(
+            ["bash", str(spooled), *arguments],
+            cwd=REPOSITORY,
+            env={
+                **inherited,
+                "PATH": f"{self.stand_ins}:{os.environ['PATH']}",
+                "OMP_NUM_THREADS": "1",
+                **{key: str(value) for key, value in settings.items()},
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def lines(self, name: str) -> list[str]:
+        path = self.stand_ins / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def signal_step(self, number: int) -> None:
+        """As slurmstepd does: to the processes that it has started, not to their children."""
+        for pid in self.lines("pids")[0].split():
+            os.kill(int(pid), number)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+    assert "set -euo pipefail" in path.read_text()
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    shellcheck = Path(sys.prefix) / "bin" / "shellcheck"
+    checked = subprocess.run([shellcheck, str(path)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_all_scripts_are_found() -> None:
+    assert {path.name for path in SCRIPTS} >= {"train.sbatch", "shard.sbatch", "rank.sh", "results_gpu.sh", "run"}
+
+
+@pytest.mark.parametrize(("name", "processes", "machines"), [("gpu1", 1, 1), ("node8", 8, 1), ("nodes", 16, 2)])
+def test_accelerate_reads_its_files(name: str, processes: int, machines: int) -> None:
+    read = load_config_from_file(str(REPOSITORY / "launch" / "accelerate" / f"{name}.yaml"))
+    assert isinstance(read, ClusterConfig)
+    assert (read.num_processes, read.num_machines, read.mixed_precision) == (processes, machines, "fp16")
+    assert read.distributed_type == (DistributedType.NO if processes == 1 else DistributedType.MULTI_GPU)
+    assert not read.use_cpu
+
+
+def test_every_file_of_accelerate_is_tested() -> None:
+    found = {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()}
+    assert found == {"gpu1", "node8", "nodes"}
+
+
+def test_a_rank_is_told_its_place(cluster: Cluster) -> None:
+    place = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "16", "SLURM_NNODES": "2"}
+    told = subprocess.run(
+        [REPOSITORY / "launch" / "slurm" / "rank.sh", "env"],
+        env={"PATH": f"{cluster.stand_ins}:{os.environ['PATH']}", "SLURM_PROCID": "11", "SLURM_LOCALID": "3", **place},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    variables = dict(line.split("=", 1) for line in told.stdout.splitlines())
+    wanted = {
+        "RANK": "11",
+        "LOCAL_RANK": "3",
+        "WORLD_SIZE": "16",
+        "LOCAL_WORLD_SIZE": "8",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "13456",
+    }
+    assert {key: variables[key] for key in wanted} == wanted
+
+
+def test_signalled_ranks_save_and_the_same_job_goes_on(tmp_path: Path, cluster: Cluster) -> None:
+    run, local, shards = tmp_path / "run", tmp_path / "local", make_shards(tmp_path / "shards")
+    steps = ("training.pretrain_steps=150", "training.fusion_steps=2", "tracking.checkpoint_every=1000")
+    batch = ("training.micro_batch_size=2", "tracking.log_every=50", "tracking.image_every=1000")
+    _, config, *settings = tiny_arguments(run, shards, *steps, *batch)
+    variables = {"CONFIG": config, "RUN_DIR": run, "SHARDS": shards, "LOCAL": local, "PRECISION": "no"}
+
+    def job(**more: object) -> "subprocess.Popen[str]":
+        port = free_port()
+        return cluster.job("train.sbatch", *settings[4:], MASTER_PORT=port, **variables, **more)
+
+    process = job()
+
+    def has_begun() -> bool:
+        return any(events.stat().st_size > 500 for events in (run / "tensorboard").rglob("events*"))
+
+    wait_for(has_begun, process)
+    cluster.signal_step(signal.SIGUSR1)
+    stopped = finish(process)
+    assert stopped.code == 75, stopped
+    assert "stopped by SIGUSR1; the same command resumes" in stopped.errors
+    assert "exit code 75: to be queued again" in stopped.out
+    assert cluster.lines("requeued") == ["4711"]
+    saved, _ = checkpoint.newest(run / "pretrain" / "checkpoints")
+    assert saved is not None and 1 <= saved.step < 150
+
+    resumed = finish(job(SLURM_RESTART_COUNT=1))
+    assert resumed.code == 0, resumed
+    assert f"pretrain: resumed from {saved.path}" in resumed.out
+    assert "pretrain 150/150" in resumed.out and "train 2/2" in resumed.out
+    assert checkpoint.find(run).step == 2 and list(scalars(run, "train")["loss/total"])[-1] == 2
+    assert cluster.lines("requeued") == ["4711"], "not a second time"
+    commands = [" ".join(line.split()[:3]) for line in cluster.lines("steps")]
+    staged = f"latentfuse stage {shards}"
+    ranks = [f"launch/slurm/rank.sh latentfuse {stage}" for stage in ("pretrain", "train")]
+    assert commands == [staged, ranks[0], staged, *ranks]
+    (copy,) = local.iterdir()
+    assert (copy / "train" / "manifest.json").is_file() and f"data.shards={copy}" in cluster.lines("steps")[-1]
+
+
+def test_a_mistake_ends_the_job_with_its_message(tmp_path: Path, cluster: Cluster) -> None:
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    _, config, *settings = tiny_arguments(run, shards, "training.micro_batch_size=3")
+    variables = {"CONFIG": config, "RUN_DIR": run, "SHARDS": shards, "LOCAL": ""}
+    result = finish(cluster.job("train.sbatch", *settings[4:], **variables))
+    assert result.code == 2, result
+    assert "micro_batch_size: 3 does not divide global_batch_size 4" in result.errors
+    assert "exit code 2: not to be queued again" in result.out
+    assert len(cluster.lines("steps")) == 1 and not cluster.lines("requeued"), "training is not tried"
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "state", "again"),
+    [
+        (75, 100, "RUNNING", True),
+        (75, 0, "COMPLETING", False),  # cancelled, or SLURM has queued it again itself
+        (143, 0, "RUNNING", True),
+        (76, 9, "RUNNING", True),
+        (76, 10, "RUNNING", False),
+        (137, 0, "RUNNING", True),
+        (137, 10, "RUNNING", False),
+        (1, 0, "RUNNING", False),
+        (130, 0, "RUNNING", False),
+    ],
+)
+def test_what_is_queued_again(cluster: Cluster, code: int, restarts: int, state: str, again: bool) -> None:
+    cluster.program("srun", SRUN_THAT_FAILS)
+    result = finish(cluster.job("train.sbatch", CODE=code, SLURM_RESTART_COUNT=restarts, STATE=state))
+    assert result.code == code, result
+    assert cluster.lines("requeued") == (["4711"] if again else [])
+
+
+def test_the_code_is_the_ranks_where_slurm_refuses_to_queue_again(cluster: Cluster) -> None:
+    cluster.program("srun", SRUN_THAT_FAILS)
+    assert finish(cluster.job("train.sbatch", CODE=75, REFUSED=1)).code == 75
+
+
+def test_the_batch_shell_outlives_a_signal(cluster: Cluster) -> None:
+    cluster.program("srun", SRUN_THAT_FAILS)
+    process = cluster.job("train.sbatch", CODE=75, SECONDS_TO_RUN=0.5)
+    wait_for(lambda: (cluster.stand_ins / "pids").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).code == 75
+    assert cluster.lines("requeued") == ["4711"]
+
+
+def test_sharding_by_an_array_writes_what_one_process_writes(tmp_path: Path, cluster: Cluster) -> None:
+    whole, out = make_shards(tmp_path / "whole"), tmp_path / "out"
+    options = ("--split", str(4 / 14), "--samples-per-shard", "4", "--workers", "1")
+    variables = {"SOURCE": whole / "photographs", "OUT": out}
+
+    def job(**more: object) -> Result:
+        return finish(cluster.job("shard.sbatch", *options, **variables, **more))
+
+    for part in (1, 2):
+        result = job(SLURM_ARRAY_TASK_ID=part, SLURM_ARRAY_TASK_COUNT=2)
+        assert result.code == 0, result
+    assert not list(out.rglob("manifest.json"))
+    assert job().code == 0
+    for split in ("train", "test"):
+        assert (out / split / "manifest.json").read_bytes() == (whole / split / "manifest.json").read_bytes()

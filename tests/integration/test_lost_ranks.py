@@ -1,0 +1,183 @@
+"""A rank that dies, hangs or cannot go on: the others end within a minute, in order, and the restart resumes."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from forking import Started, narrow, start_ranks
+from running import Trained, tiny_arguments, trained_once
+
+from pipeline.data.shards import ShardReader
+from pipeline.training import checkpoint, watch
+from pipeline.training.runtime import Runtime
+
+LONG = (
+    "training.global_batch_size=8",
+    "training.micro_batch_size=2",
+    "training.pretrain_steps=100000",
+    "tracking.checkpoint_every=10",
+    "tracking.image_every=100000",
+    "tracking.log_every=100000",
+    "data.workers=1",
+)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+def begin(
+    tmp_path: Path, shards: Path, ranks: int, *options: str, prepare: Callable[[], None] = narrow
+) -> list[Started]:
+    """Ranks in the middle of pre-training."""
+    started = start_ranks(
+        tmp_path, ranks, "pretrain", *tiny_arguments(tmp_path / "run", shards, *LONG, *options), prepare=prepare
+    )
+    started[0].wait_for(lambda: "saved" in started[0].text())
+    return started
+
+
+def status(tmp_path: Path) -> dict[str, object]:
+    value = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert isinstance(value, dict)
+    return value
+
+
+def assert_resumes(tmp_path: Path, shards: Path, ranks: int) -> None:
+    newest, passed_over = checkpoint.newest(tmp_path / "run" / "pretrain" / "checkpoints")
+    assert newest is not None and not passed_over
+    arguments = tiny_arguments(tmp_path / "run", shards, *LONG, f"training.pretrain_steps={newest.step + 2}")
+    results = [each.finish() for each in start_ranks(tmp_path / "again", ranks, "pretrain", *arguments)]
+    assert [each.code for each in results] == [0] * ranks, results
+    assert f"resumed from {newest.path}" in results[0].out
+    assert status(tmp_path) == {"state": "finished", "exit_code": 0, "message": None}
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 1), pytest.param(3, 0, marks=pytest.mark.faults)])
+def test_a_rank_that_is_killed(trained: Trained, tmp_path: Path, ranks: int, victim: int) -> None:
+    options = (f"training.global_batch_size={4 * ranks}",)
+    started = begin(tmp_path, trained.shards, ranks, *options)
+    started[victim].signal_group(signal.SIGKILL)
+    killed = time.monotonic()
+    for rank, each in enumerate(started):
+        result = each.finish(60)
+        if rank != victim:
+            result.assert_one_line("lost", "the same command resumes", code=76)
+        assert each.group_is_gone()
+    assert time.monotonic() - killed < 60
+    if victim:
+        assert status(tmp_path)["exit_code"] == 76 and status(tmp_path)["state"] == "failed"
+    newest, _ = checkpoint.newest(tmp_path / "run" / "pretrain" / "checkpoints")
+    assert newest is not None and newest.step >= 10
+    if ranks == 2:
+        assert_resumes(tmp_path, trained.shards, 2)
+
+
+def impatient() -> None:
+    narrow()
+    watch.BEAT_SECONDS, watch.PATIENCE_SECONDS, watch.LOOK_SECONDS = 0.2, 3.0, 0.1
+
+
+@pytest.mark.parametrize(
+    ("victim", "prepare"),
+    [(1, impatient), (0, impatient), *(pytest.param(v, narrow, marks=pytest.mark.faults) for v in (0, 1))],
+)
+def test_a_rank_that_hangs(trained: Trained, tmp_path: Path, victim: int, prepare: Callable[[], None]) -> None:
+    """It keeps its connections, as a machine that has lost its network does: only its heart tells."""
+    started = begin(tmp_path, trained.shards, 2, prepare=prepare)
+    started[victim].signal_group(signal.SIGSTOP)
+    stopped = time.monotonic()
+    other = started[1 - victim]
+    result = other.finish(60)
+    assert time.monotonic() - stopped < 60
+    result.assert_one_line("lost another rank", "resumes", code=76)
+    assert other.group_is_gone()
+    started[victim].signal_group(signal.SIGKILL)
+    started[victim].finish()
+    if victim == 1:
+        message = status(tmp_path)["message"]
+        assert isinstance(message, str) and "no sign of life from rank 1" in message
+
+
+def test_a_rank_that_cannot_go_on_stops_all_in_order(trained: Trained, tmp_path: Path) -> None:
+    """A bad image is met by one rank; all save, and one line says which rank and which image."""
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for split in ("train", "test"):
+        (shards / split).mkdir()
+        for path in (trained.shards / split).iterdir():
+            (shards / split / path.name).write_bytes(path.read_bytes())
+    reader = ShardReader(shards / "train")
+    arguments = tiny_arguments(tmp_path / "run", shards, *LONG)
+    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=narrow)
+    started[0].wait_for(lambda: "saved" in started[0].text())
+    sample = reader.index.locate(4)
+    with (shards / "train" / sample.shard).open("r+b") as tar:
+        tar.seek(sample.offset + sample.length // 2)
+        tar.write(bytes(8))
+    results = [each.finish(60) for each in started]
+    assert [each.code for each in results] == [2, 2], results
+    told = [each.errors for each in results]
+    assert f"sample {sample.key}: damaged" in told[0] and told[1] == "" and told[0].count("\n") == 1, told
+    assert "saved" in results[0].out.splitlines()[-1]
+    assert status(tmp_path)["state"] == "failed"
+
+
+def test_a_shared_mistake_is_said_once(trained: Trained, tmp_path: Path) -> None:
+    cases = {
+        "nowhere": (f"data.shards={tmp_path / 'nowhere'}",),
+        "no such file": ("perceptual.weights=none.safetensors", f"run_dir={tmp_path / 'run'}"),
+        "unknown key": ("training.foo=3",),
+        "is not 2 ranks": ("training.micro_batch_size=4", "training.global_batch_size=4"),
+    }
+    for number, (message, options) in enumerate(cases.items()):
+        init = ("--init", trained.run)
+        arguments = ("train", *tiny_arguments(tmp_path / "run", trained.shards, *LONG, *options), *init)
+        results = [each.finish() for each in start_ranks(tmp_path / str(number), 2, *arguments, prepare=narrow)]
+        assert [each.code for each in results] == [2, 2], results
+        assert message in results[0].errors and results[0].errors.count("\n") == 1 and not results[1].errors, results
+
+
+def nan_on_one_rank() -> None:
+    """From step 4 on the images of rank 1 give a loss that is not a number."""
+    narrow()
+    from pipeline.training.pretrain import PretrainStage
+
+    backward, step = Runtime.backward, PretrainStage.step
+
+    def counted(self: PretrainStage, number: int, batch: object) -> object:
+        Runtime.backward = poisoned if number >= 4 and os.environ["RANK"] == "1" else backward  # type: ignore[method-assign]
+        return step(self, number, batch)  # type: ignore[arg-type]
+
+    def poisoned(self: Runtime, loss: torch.Tensor) -> None:
+        backward(self, loss + float("inf"))
+
+    PretrainStage.step = counted  # type: ignore[assignment, method-assign]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank(trained: Trained, tmp_path: Path) -> None:
+    options = ("training.max_skipped_steps=3", "tracking.checkpoint_every=2")
+    arguments = ("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *LONG, *options))
+    results = [each.finish() for each in start_ranks(tmp_path, 2, *arguments, prepare=nan_on_one_rank)]
+    assert [each.code for each in results] == [2, 2], results
+    assert "pretrain: the gradient was not finite 3 times in a row" in results[0].errors and not results[1].errors
+    newest, _ = checkpoint.newest(tmp_path / "run" / "pretrain" / "checkpoints")
+    fourth = checkpoint.load(tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000004")
+    assert newest is not None and newest.step == 6, "the steps that were skipped, not the one that gave up"
+    trained_weights = {key: value for key, value in fourth.module("autoencoder").items() if "running" not in key}
+    for key, value in trained_weights.items():
+        if "num_batches" not in key:
+            assert torch.equal(value, newest.module("autoencoder")[key]), "no bad step was applied"
+    (folder,) = (tmp_path / "run" / "pretrain").glob("not-finite-step-*")
+    assert folder.name == "not-finite-step-00000007" and str(folder) in results[0].errors
+    for rank in (0, 1):
+        dump = json.loads((folder / f"rank{rank:04d}.json").read_text())
+        assert dump["step"] == 7 and dump["rank"] == rank and len(dump["batch"]) == 4
+        assert dump["gradients_not_finite"] and not dump["parameters_not_finite"]
+        assert 0 <= dump["images"]["min"] < dump["images"]["mean"] < dump["images"]["max"] <= 255
