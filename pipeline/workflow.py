@@ -76,8 +76,6 @@ def _job(config: Config) -> Iterator[Runtime]:
 
 def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:
     stack.enter_context(checkpoint.claimed(run_dir))
-    for left in run_dir.glob(".*.tmp.*"):  # of a killed job
-        left.unlink(missing_ok=True)
     stack.enter_context(status)
 
 

@@ -92,12 +92,6 @@ def steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed save has left."""
-    for left in folder.glob(".step-*.tmp"):
-        shutil.rmtree(left)
-
-
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint and check every byte of it.
 
@@ -158,7 +152,9 @@ def find(path: Path) -> Checkpoint:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this job; the lock goes when the process does, however it ends.
+    """Hold the run folder for this job, without what a killed one left half-written in it.
+
+    The lock goes when the process does, however it ends.
 
     Raises:
         UserError: if another job holds it, or it cannot be written.
@@ -175,6 +171,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
         raise UserError(f"{run_dir}: another job is running here; wait for it, or set another run_dir") from None
     _held.add(descriptor)
     try:
+        for left in list(run_dir.rglob(".*.tmp*")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         _held.discard(descriptor)

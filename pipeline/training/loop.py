@@ -222,7 +222,6 @@ def _resume(stage: Stage, setup: Setup) -> int:
     runtime, folder = setup.runtime, checkpoint_folder(setup.config, stage.name)
 
     def choose() -> tuple[str, str] | None:
-        checkpoint.sweep(folder)
         found, passed_over = checkpoint.newest(folder)
         for reason in passed_over:
             runtime.say(f"{stage.name}: passed over {reason}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline import files
-from pipeline.errors import Interrupted
+from pipeline.errors import Interrupted, UserError
 
 
 class Status(AbstractContextManager["Status"]):
@@ -32,7 +32,8 @@ class Status(AbstractContextManager["Status"]):
         elif isinstance(error, Interrupted):
             self.write("stopped", error.exit_code, str(error))
         else:
-            self.write("failed", getattr(error, "exit_code", 2), str(error))
+            mistake = isinstance(error, UserError | OSError)
+            self.write("failed", 2 if mistake else getattr(error, "exit_code", 1), str(error))
 
     def write(self, state: str, exit_code: int | None, message: str | None) -> None:
         with suppress(OSError):  # a full disk has already stopped the run, and said so

@@ -98,11 +98,11 @@ def test_two_processes_equal_one_and_each_other(trained: Trained, tmp_path: Path
 
 def test_accelerate_launch_runs_the_command(trained: Trained, tmp_path: Path) -> None:
     arguments = tiny_arguments(tmp_path / "run", trained.shards, *GLOBAL, "training.pretrain_steps=2")
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     ports = ("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no")
     result = finish(start("-m", "pipeline", "pretrain", *arguments, module=(*launcher, *ports)))
     assert result.code == 0, result
-    assert result.out.count("pretrain 2/2") == 1
+    assert result.out.count("pretrain 2/2") == 1 and "Rank 1 is connected to 1 peer" in result.out, "two ranks"
     one = latentfuse(
         "pretrain", *tiny_arguments(tmp_path / "one", trained.shards, *GLOBAL, "training.pretrain_steps=2")
     )

@@ -13,6 +13,7 @@ from pipeline.training import checkpoint
 RUN = (
     "training.pretrain_steps=4",
     "training.fusion_steps=6",
+    "training.micro_batch_size=2",
     "tracking.checkpoint_every=1",
     "tracking.image_every=100",
     "data.workers=1",

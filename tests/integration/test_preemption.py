@@ -2,10 +2,13 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forking import Started, free_port, narrow, start_command, start_ranks
 from running import (
     Trained,
     finish,
@@ -87,3 +90,171 @@ def test_ctrl_c_to_what_only_writes_files(trained: Trained, tmp_path: Path, comm
     finish(process, 30).assert_one_line("Ctrl-C", code=130)
     assert not [name for name in (listing(out) if out.exists() else ()) if Path(name).name.startswith(".")]
     assert not list(tmp_path.rglob("manifest.json"))
+
+
+def term_to_all(started: list[Started], run: Path) -> None:
+    for each in started:
+        each.signal_group(signal.SIGTERM)
+
+
+def usr1_to_one(started: list[Started], run: Path) -> None:
+    started[-1].signal(signal.SIGUSR1)
+
+
+def stop_file(started: list[Started], run: Path) -> None:
+    (run / "STOP").touch()
+
+
+HOW = {"SIGTERM": term_to_all, "SIGUSR1": usr1_to_one, "STOP": stop_file}
+SHARED = ("training.global_batch_size=8", "training.micro_batch_size=2")
+
+
+def assert_stopped(started: list[Started], how: str, run: Path) -> None:
+    """All ranks, at once, in order, with one line."""
+    results = [each.finish(30) for each in started]
+    assert [each.code for each in results] == [75] * len(started), results
+    expected = f"stopped by the file {run / 'STOP'}" if how == "STOP" else f"stopped by {how}"
+    results[0].assert_one_line(expected, "the same command resumes", code=75)
+    assert all(not each.errors for each in results[1:]), results
+    assert all(each.group_is_gone() for each in started)
+    assert not (run / "STOP").exists() and not list(run.rglob("*.tmp*"))
+    assert '"stopped"' in (run / "status.json").read_text()
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_two_ranks_agree_and_save(trained: Trained, tmp_path: Path, how: str) -> None:
+    run = tmp_path / "run"
+    arguments = tiny_arguments(run, trained.shards, *SHARED, *ENDLESS, "tracking.log_every=1", "data.workers=1")
+    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=narrow)
+    started[0].wait_for(lambda: "pretrain 3/" in started[0].text())
+    HOW[how](started, run)
+    assert_stopped(started, how, run)
+    saved, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
+    assert saved is not None and saved.step >= 3 and not passed_over
+
+
+def slow_to_warm_up() -> None:
+    narrow()
+    from pipeline.training import loop
+
+    resume = loop._resume
+
+    def slow(*arguments: Any) -> int:
+        print("warming up", flush=True)
+        time.sleep(1.5)
+        return resume(*arguments)
+
+    loop._resume = slow
+
+
+def slow_to_save() -> None:
+    narrow()
+    import torch
+
+    save = torch.save
+
+    def slow(*arguments: Any) -> None:
+        print("writing", flush=True)
+        time.sleep(1.5)
+        save(*arguments)
+
+    torch.save = slow
+
+
+def slow_to_evaluate() -> None:
+    narrow()
+    from pipeline.evaluation import report
+
+    measure = report._reconstruction
+
+    def slow(*arguments: Any) -> dict[str, float]:
+        print("measuring", flush=True)
+        time.sleep(20)
+        return measure(*arguments)
+
+    report._reconstruction = slow
+
+
+SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slow_to_evaluate}
+
+
+@pytest.mark.parametrize(
+    ("phase", "how"),
+    [
+        ("warming up", "SIGTERM"),
+        ("writing", "SIGUSR1"),
+        ("measuring", "SIGTERM"),
+        *(
+            pytest.param(phase, how, marks=pytest.mark.faults)
+            for phase in SLOW
+            for how in ("SIGTERM", "SIGUSR1", "STOP")
+            if (phase, how) != ("measuring", "SIGUSR1")  # a rank that waits for the main one goes on waiting
+        ),
+    ],
+)
+def test_whatever_the_ranks_are_doing(trained: Trained, tmp_path: Path, phase: str, how: str) -> None:
+    run = tmp_path / "run"
+    arguments = tiny_arguments(run, trained.shards, *SHARED, "tracking.checkpoint_every=1")
+    started = start_ranks(tmp_path / "first", 2, "run", *arguments, prepare=SLOW[phase])
+    started[0].wait_for(lambda: phase in started[0].text())
+    asked = time.monotonic()
+    HOW[how](started, run)
+    assert_stopped(started, how, run)
+    assert time.monotonic() - asked < 10
+    results = [each.finish() for each in start_ranks(tmp_path / "second", 2, "run", *arguments, prepare=narrow)]
+    assert [each.code for each in results] == [0, 0], results
+    assert "Made:" in results[0].out and ("resumed from" in results[0].out) == (phase != "warming up")
+
+
+def test_a_rank_that_waits_for_the_others(trained: Trained, tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, *SHARED)
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    alone = start_command(tmp_path, "pretrain", *arguments, MASTER_PORT=str(free_port()), **variables)
+    time.sleep(1.5)  # nobody comes
+    alone.signal(signal.SIGUSR1)
+    alone.finish(20).assert_one_line("stopped by SIGUSR1", code=75)
+
+
+def test_a_command_that_only_measures(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path / "out")
+    started = start_command(tmp_path, *arguments, prepare=slow_to_evaluate)
+    started.wait_for(lambda: "measuring" in started.text())
+    started.signal(signal.SIGTERM)
+    started.finish(20).assert_one_line("stopped by SIGTERM", code=75)
+    assert not (tmp_path / "out").exists()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans in /proc")
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
+def test_under_accelerate_launch(trained: Trained, tmp_path: Path, number: int) -> None:
+    """SIGUSR1 kills the launcher; SIGTERM it hands on. Either way the ranks save, and none is left behind."""
+    run = tmp_path / "run"
+    arguments = tiny_arguments(run, trained.shards, *SHARED, *ENDLESS, "data.workers=1")
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+    ports = ("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no")
+    process = start("-m", "pipeline", "pretrain", *arguments, module=(*launcher, *ports))
+    wait_for(lambda: any(e.stat().st_size > 500 for e in (run / "tensorboard").rglob("events*")), process)
+    ranks = children(process.pid)
+    family = [*ranks, *(worker for rank in ranks for worker in children(rank))]
+    assert len(ranks) == 2 and len(family) == 4
+    os.kill(process.pid, number)
+    result = finish(process, 40)
+    assert result.code == (-signal.SIGUSR1 if number == signal.SIGUSR1 else 1)
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, family)):
+        assert time.monotonic() < deadline, "an orphan"
+        time.sleep(0.05)
+    saved, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
+    assert saved is not None and saved.step >= 1 and not passed_over
+    assert '"exit_code": 75' in (run / "status.json").read_text()

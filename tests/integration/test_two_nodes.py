@@ -1,0 +1,155 @@
+"""Two machines, as two network namespaces on this one: they train, one is lost, and it comes back."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from running import REPOSITORY, Result, Trained, finish, tiny_arguments, trained_once, wait_for
+
+from pipeline.training import checkpoint
+
+PORT = "29555"
+SHARED = (
+    "training.global_batch_size=8",
+    "training.micro_batch_size=2",
+    "training.pretrain_steps=100000",
+    "tracking.checkpoint_every=20",
+    "tracking.image_every=100000",
+    "tracking.log_every=100000",
+    "data.workers=1",
+)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A network namespace with one interface."""
+
+    name: str
+    address: str
+
+    def run(self, *command: str) -> None:
+        subprocess.run(["ip", "netns", "exec", self.name, *command], check=True)
+
+    def start(self, *command: str, **variables: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.name, sys.executable, *command],
+            cwd=REPOSITORY,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.name, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def processes(self) -> list[int]:
+        done = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in done.stdout.split()]
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[Node, Node]]:
+    """Two nodes with a cable between them."""
+    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("network namespaces need root on Linux, and iproute2")
+    names = [f"lf{os.getpid() % 10_000}{side}" for side in "ab"]
+    made = [Node(name, f"10.77.0.{number}") for number, name in enumerate(names, 1)]
+    if subprocess.run(["ip", "netns", "add", names[0]], capture_output=True).returncode:
+        pytest.skip("network namespaces are not allowed here")
+    try:
+        subprocess.run(["ip", "netns", "add", names[1]], check=True)
+        cable = ["ip", "link", "add", names[0], "netns", names[0], "type", "veth", "peer", names[1], "netns", names[1]]
+        subprocess.run(cable, check=True)
+        for node in made:
+            node.run("ip", "address", "add", f"{node.address}/24", "dev", node.name)
+            node.run("ip", "link", "set", node.name, "up")
+            node.run("ip", "link", "set", "lo", "up")
+        yield made[0], made[1]
+    finally:
+        for node in made:
+            for pid in node.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            subprocess.run(["ip", "netns", "delete", node.name], check=False)
+
+
+def start_ranks(nodes: tuple[Node, Node], *arguments: str) -> "list[subprocess.Popen[str]]":
+    """One rank on each, as `srun` starts them."""
+    variables = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": nodes[0].address, "MASTER_PORT": PORT}
+    return [
+        node.start("-m", "pipeline", "pretrain", *arguments, RANK=str(rank), **variables)
+        for rank, node in enumerate(nodes)
+    ]
+
+
+def launch(nodes: tuple[Node, Node], *arguments: str) -> "list[subprocess.Popen[str]]":
+    """`accelerate launch` on each."""
+    options = ("--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", nodes[0].address)
+    more = ("--main_process_port", PORT, "--mixed_precision", "no", "--dynamo_backend", "no")
+    return [
+        node.start(
+            "-m", "accelerate.commands.launch", *options, "--machine_rank", str(rank), *more,
+            "-m", "pipeline", "pretrain", *arguments,
+        )
+        for rank, node in enumerate(nodes)
+    ]  # fmt: skip
+
+
+def wait_until_gone(nodes: tuple[Node, ...], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(node.processes() for node in nodes):
+        assert time.monotonic() < deadline, [node.processes() for node in nodes]
+        time.sleep(0.1)
+
+
+def comes_back(nodes: tuple[Node, Node], run: Path, shards: Path, how: object) -> list[Result]:
+    newest, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
+    assert newest is not None and newest.step >= 20 and not passed_over
+    arguments = tiny_arguments(run, shards, *SHARED, f"training.pretrain_steps={newest.step + 2}")
+    results = [finish(each) for each in how(nodes, *arguments)]  # type: ignore[operator]
+    assert [each.code for each in results] == [0, 0], results
+    assert f"resumed from {newest.path}" in results[0].out
+    return results
+
+
+def test_a_node_dies_and_comes_back(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    started = start_ranks(nodes, *tiny_arguments(run, trained.shards, *SHARED))
+    wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), started[0])
+    for pid in nodes[1].processes():
+        os.kill(pid, signal.SIGKILL)
+    assert finish(started[0], 60).errors.endswith("the same command resumes\n")
+    assert started[0].returncode == 76
+    wait_until_gone(nodes, 10)
+    comes_back(nodes, run, trained.shards, start_ranks)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [start_ranks, launch])
+def test_a_cable_is_pulled(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path, how: object) -> None:
+    """Both nodes live on, but nothing passes, and no connection is closed."""
+    run = tmp_path / "run"
+    started = how(nodes, *tiny_arguments(run, trained.shards, *SHARED))  # type: ignore[operator]
+    wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), started[0])
+    nodes[1].run("ip", "link", "set", nodes[1].name, "down")
+    pulled = time.monotonic()
+    results = [finish(each, 90) for each in started]
+    assert time.monotonic() - pulled < 75, "60 s for the ranks, and what the launcher takes"
+    for result in results:
+        assert result.code == (76 if how is start_ranks else 1), results
+        assert "lost another rank" in result.errors and "the same command resumes" in result.errors
+    wait_until_gone(nodes, 10)
+    nodes[1].run("ip", "link", "set", nodes[1].name, "up")
+    comes_back(nodes, run, trained.shards, how)
