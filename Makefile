@@ -4,13 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-faults bench lint format clean
+.PHONY: demo test test-slow test-faults test-gpu bench lint format clean
 
 demo: $(READY)
 	$(BIN)/latentfuse run --config configs/demo.yaml
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not faults"
+	$(BIN)/pytest -m "not slow and not faults and not gpu"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
@@ -18,6 +18,9 @@ test-slow: $(READY)
 # Kill -9, full disks, lost ranks and lost nodes, by the hundred.
 test-faults: $(READY)
 	$(BIN)/pytest -m faults -rs
+
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu -rs
 
 # Images per second of both stages at the demo's size, from painted faces: the last line of each stage tells.
 bench: $(READY)

@@ -70,7 +70,11 @@ def _job(config: Config) -> Iterator[Runtime]:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
         runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
         with runtime.ranks.losses_named():  # before the status is told
-            yield runtime
+            try:
+                yield runtime
+            except torch.OutOfMemoryError:
+                size = config.training.micro_batch_size
+                raise UserError(f"training.micro_batch_size: {size} needs more GPU memory than there is") from None
     runtime.close()
 
 

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from running import (
@@ -24,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import load_bundle
 from pipeline.config import LAYERS, Config
 from pipeline.training import checkpoint
+from pipeline.training.pretrain import PretrainStage
 
 TERMS = ("adversarial", "content", "style", "reconstruction", "total_variation")
 SHARED_TAGS = {
@@ -136,3 +138,32 @@ def test_run_with_another_source_is_refused(trained: Trained, tmp_path: Path) ->
     before = listing(trained.shards)
     latentfuse("run", *arguments, "--set", "data.split=0.3").assert_one_line("another source")
     assert listing(trained.shards) == before
+
+
+def test_too_little_gpu_memory_is_one_line(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(PretrainStage, "step", no_room)
+    result = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", trained.shards))
+    result.assert_one_line("training.micro_batch_size: 4 needs more GPU memory")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["exit_code"] == 2
+
+
+def test_training_from_a_stream(trained: Trained, tmp_path: Path) -> None:
+    tars = trained.shards / "train" / "shard-{000000..000002}.tar"
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, f"data.stream={tars}")
+    result = latentfuse("run", *arguments)
+    assert result.code == 0 and "Made:" in result.out, result
+    longer = latentfuse("train", *arguments, "--set", "training.fusion_steps=5")
+    assert longer.code == 0 and "train: resumed from" in longer.out and "train 5/5" in longer.out
+    other = latentfuse("train", *arguments, "--set", f"data.stream={trained.shards}/train/shard-000000.tar")
+    other.assert_one_line("was trained on other shards than")
+
+
+def test_a_stream_needs_held_out_images_and_no_source(trained: Trained, tmp_path: Path) -> None:
+    tars = f"data.stream={trained.shards / 'train' / 'shard-000000.tar'}"
+    nowhere = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", tmp_path / "nowhere", tars))
+    nowhere.assert_one_line(str(tmp_path / "nowhere" / "test"), "held-out images")
+    both = latentfuse("run", *tiny_arguments(tmp_path / "run", trained.shards, tars, "data.source=synth"))
+    both.assert_one_line("data.stream", "data.source")

@@ -136,7 +136,7 @@ def _why_no_manifest(folder: Path) -> str:
         if (folder / split / MANIFEST).is_file():
             return f"{folder}: no {MANIFEST} here, but in {folder / split}; name that folder"
     if any(folder.glob("shard-*.index.json")):
-        return f"{folder}: no {MANIFEST}: `shard` has not finished; run it again, it continues"
+        return f"{folder}: no {MANIFEST}: `shard` has not finished; run it again, it continues (after --part, with --finish)"
     if any(folder.glob("*.tar")):
         return f"{folder}: tars without {MANIFEST}; index them with `shard --index-only {folder}`"
     return f"{folder}: no {MANIFEST}, so no shards; write them with `shard SOURCE OUT`"

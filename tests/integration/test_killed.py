@@ -1,11 +1,15 @@
 """Kill -9 at any moment: every restart resumes, and the end is the same, bit for bit."""
 
+import os
 import signal
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from forking import narrow_and_scaled, random_moments, start_command, start_ranks
+import torch
+from forking import Started, narrow, narrow_and_scaled, random_moments, start_command, start_ranks
 from running import Trained, assert_equal_bits, tiny_arguments, trained_once
 
 from pipeline.training import checkpoint
@@ -25,6 +29,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained_once(tmp_path_factory)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A small run, on ranks of this machine."""
+
+    shards: Path
+    ranks: int = 1
+    options: tuple[str, ...] = ()
+    scaled: bool = True
+    prepare: Callable[[], None] = narrow_and_scaled
+
+    def start(self, folder: Path, run: Path) -> list[Started]:
+        arguments = tiny_arguments(run, self.shards, *RUN, *self.options)
+        return start_ranks(folder, self.ranks, "run", *arguments, prepare=self.prepare)
+
+
 def newest_steps(run: Path) -> dict[str, int]:
     """The step that each stage would resume from."""
     found = {stage: checkpoint.newest(run / stage / "checkpoints")[0] for stage in ("pretrain", "train")}
@@ -39,14 +58,13 @@ def assert_same_end(straight: Path, run: Path) -> None:
     assert not list(run.rglob("*.tmp*")), "what a killed save left is swept away"
 
 
-def kill_until_done(shards: Path, folder: Path, ranks: int, seed: int, longest: float, kills: int) -> tuple[int, int]:
+def kill_until_done(folder: Path, job: Job, seed: int, longest: float, kills: int) -> tuple[int, int]:
     """Start again after each kill, until a run finishes or enough were killed; returns kills, and those in a save."""
-    run, in_save = folder / "run", 0
+    run, ranks, in_save = folder / "run", job.ranks, 0
     before = {"pretrain": 0, "train": 0}
     for killed, moment in enumerate(random_moments(seed, longest)):
         allowed = moment if killed < kills else 90
-        arguments = ("run", *tiny_arguments(run, shards, *RUN))
-        started = start_ranks(folder / str(killed), ranks, *arguments, prepare=narrow_and_scaled)
+        started = job.start(folder / str(killed), run)
         deadline = time.monotonic() + allowed
         while time.monotonic() < deadline and any(each.process.exitcode is None for each in started):
             time.sleep(0.002)
@@ -67,19 +85,19 @@ def kill_until_done(shards: Path, folder: Path, ranks: int, seed: int, longest: 
     raise AssertionError("unreachable")
 
 
-def kill_often(shards: Path, tmp_path: Path, ranks: int, kills: int) -> None:
-    straight = tmp_path / "straight"
+def kill_often(tmp_path: Path, job: Job, kills: int) -> None:
+    straight, ranks = tmp_path / "straight", job.ranks
     asked = time.monotonic()
-    arguments = ("run", *tiny_arguments(straight, shards, *RUN))
-    started = start_ranks(tmp_path / "once", ranks, *arguments, prepare=narrow_and_scaled)
+    started = job.start(tmp_path / "once", straight)
     results = [each.finish() for each in started]
     assert [each.code for each in results] == [0] * ranks, results
     longest = (time.monotonic() - asked) / 2
-    assert checkpoint.find(straight).optimizers["scaler"]["scale"] != 2.0**10, "the loss scale has moved"
+    if job.scaled:
+        assert checkpoint.find(straight).optimizers["scaler"]["_growth_tracker"] != 0, "the loss scale has a state"
     killed = in_save = runs = 0
     while killed < kills:
         folder = tmp_path / f"run{runs}"
-        more, more_in_save = kill_until_done(shards, folder, ranks, runs, longest, kills - killed)
+        more, more_in_save = kill_until_done(folder, job, runs, longest, kills - killed)
         assert_same_end(straight, folder / "run")
         killed, in_save, runs = killed + more, in_save + more_in_save, runs + 1
     print(f"{ranks} ranks: {killed} kills in {runs} runs, {in_save} in the middle of a save")
@@ -87,13 +105,31 @@ def kill_often(shards: Path, tmp_path: Path, ranks: int, kills: int) -> None:
 
 
 def test_killed_six_times(trained: Trained, tmp_path: Path) -> None:
-    kill_often(trained.shards, tmp_path, 1, 6)
+    kill_often(tmp_path, Job(trained.shards), 6)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("ranks", "kills"), [(1, 100), (2, 40)])
 def test_killed_often(trained: Trained, tmp_path: Path, ranks: int, kills: int) -> None:
-    kill_often(trained.shards, tmp_path, ranks, kills)
+    kill_often(tmp_path, Job(trained.shards, ranks), kills)
+
+
+def narrow_and_deterministic() -> None:
+    """On a GPU the same numbers come out twice only if sums are taken in the same order."""
+    narrow()
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_killed_on_a_gpu(trained: Trained, tmp_path: Path, precision: str) -> None:
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU has no bf16")
+    options = ("training.device=cuda", f"training.mixed_precision={precision}")
+    kill_often(tmp_path, Job(trained.shards, 1, options, precision == "fp16", narrow_and_deterministic), 12)
 
 
 def test_a_kill_leaves_no_process_and_no_lock(trained: Trained, tmp_path: Path) -> None:
