@@ -3,6 +3,7 @@
 Each is the leader of a process group of its own, as under a launcher, and writes to files.
 """
 
+import atexit
 import multiprocessing
 import os
 import random
@@ -17,9 +18,7 @@ from typing import Any
 from running import Result
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["pipeline.cli", "pipeline.workflow", "pipeline.data.writing", "torch.utils.tensorboard", "torchvision.io"]
-)
+_started: "list[Started]" = []
 Prepare = Callable[[], None]
 
 
@@ -33,6 +32,7 @@ class Started:
             target=_command, args=([str(each) for each in arguments], self.files, variables, prepare)
         )
         self.process.start()
+        _started.append(self)
 
     @property
     def pid(self) -> int:
@@ -62,11 +62,15 @@ class Started:
             assert time.monotonic() < deadline, "waited too long"
             time.sleep(0.005)
 
+    def kill(self) -> None:
+        if self.process.exitcode is None:
+            self.signal_group(signal.SIGKILL)
+
     def finish(self, seconds: float = 90) -> Result:
         self.process.join(seconds)
         code = self.process.exitcode
         if code is None:
-            self.signal_group(signal.SIGKILL)
+            self.kill()
             raise AssertionError(f"still running after {seconds} s: {[each.read_text() for each in self.files]}")
         return Result(code, *(each.read_text() if each.exists() else "" for each in self.files))
 
@@ -80,6 +84,13 @@ class Started:
                 return True
             time.sleep(0.02)
         return False
+
+
+@atexit.register
+def _leave_none() -> None:
+    """Python waits at its end for what a failed test has left, stopped processes included."""
+    for each in _started:
+        each.kill()
 
 
 def nothing() -> None:
@@ -127,7 +138,7 @@ def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    os.environ |= variables
+    os.environ |= {"OMP_NUM_THREADS": "1", **variables}
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
     from pipeline import cli
     from pipeline.training import loop

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.tar import BLOCK, is_header
 from pipeline.errors import UserError
 
 SCHEMA = 1
@@ -136,7 +137,7 @@ def _why_no_manifest(folder: Path) -> str:
         if (folder / split / MANIFEST).is_file():
             return f"{folder}: no {MANIFEST} here, but in {folder / split}; name that folder"
     if any(folder.glob("shard-*.index.json")):
-        return f"{folder}: no {MANIFEST}: `shard` has not finished; run it again, it continues (after --part, with --finish)"
+        return f"{folder}: no {MANIFEST}: `shard` has not finished; run it again (after --part: --finish), it continues"
     if any(folder.glob("*.tar")):
         return f"{folder}: tars without {MANIFEST}; index them with `shard --index-only {folder}`"
     return f"{folder}: no {MANIFEST}, so no shards; write them with `shard SOURCE OUT`"
@@ -285,7 +286,13 @@ class ShardReader:
             ShardError: the shard is missing, short, or its bytes differ from the CRC32.
         """
         columns = self.index.columns
-        return self.index.key(i), self._bytes(i, columns["offset"][i], columns["length"][i], columns["crc32"][i])
+        offset, length = int(columns["offset"][i]), int(columns["length"][i])
+        data = self._bytes(i, offset - BLOCK, BLOCK + length)
+        key, name = self.index.key(i), f"{self.index.key(i)}.{columns['extension'][i].decode()}"
+        # The image is found without its header; but other readers lose what stands behind a damaged one.
+        if not is_header(data[:BLOCK], name, length, self.index.manifest.kind == "written"):
+            raise ShardError(f"{self.name(i)}: its tar header is damaged; run `verify` on the folder")
+        return key, self._checked(i, data[BLOCK:], columns["crc32"][i])
 
     def metadata(self, i: int) -> dict[str, Any]:
         """The `.json` of sample `i`; {} where it has none. Raises as `read`."""
@@ -293,7 +300,8 @@ class ShardReader:
         offset = columns["meta_offset"][i]
         if offset < 0:
             return {}
-        content = self._bytes(i, offset, columns["meta_length"][i], columns["meta_crc32"][i])
+        content = self._bytes(i, int(offset), int(columns["meta_length"][i]))
+        self._checked(i, content, columns["meta_crc32"][i])
         try:
             value = json.loads(content)
         except ValueError:
@@ -305,10 +313,13 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _bytes(self, i: int, offset: int, length: int, crc32: int) -> bytes:
-        data = os.pread(self._descriptor(i), int(length), int(offset))
+    def _bytes(self, i: int, offset: int, length: int) -> bytes:
+        data = os.pread(self._descriptor(i), length, offset)
         if len(data) != length:
             raise ShardError(f"{self.name(i)}: the tar ends before it; run `verify` on the folder")
+        return data
+
+    def _checked(self, i: int, data: bytes, crc32: int) -> bytes:
         if zlib.crc32(data) != crc32:
             raise ShardError(f"{self.name(i)}: damaged, its CRC32 differs from the index; run `verify` on the folder")
         return data

@@ -35,6 +35,11 @@ def ending(size: int) -> int:
     return 2 * BLOCK + -(size + 2 * BLOCK) % RECORD
 
 
+def is_header(block: bytes, name: str, size: int, own: bool) -> bool:
+    """Whether `block` is the header of this member; `own`: as `header` writes it, else by any writer."""
+    return block == header(name, size) if own else header_size(block) == size
+
+
 def header_size(block: bytes) -> int | None:
     """The member size that a header of any writer states; None if the header's checksum fails."""
     try:

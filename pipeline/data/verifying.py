@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.data.encoded import ImageRejected, check
 from pipeline.data.pool import run_tasks, stoppable
 from pipeline.data.shards import Manifest, ShardEntry, ShardError, index_path, load_manifest, read_index
-from pipeline.data.tar import BLOCK, ending, header, header_size, padding
+from pipeline.data.tar import BLOCK, ending, is_header, padding
 from pipeline.progress import progress
 
 
@@ -156,13 +156,10 @@ def _member_problem(content: bytes, member: _Member, sample_start: int | None) -
     """What is wrong with one member; `sample_start`: where its sample begins if the tar is our own."""
     end = member.offset + member.length
     block = content[member.offset - BLOCK : member.offset]
-    if sample_start is None:
-        sound = header_size(block) == member.length
-    else:
-        sound = block == header(f"{member.key}.{member.extension}", member.length)
-        if member.extension != "json" and member.offset != sample_start + BLOCK:
-            return f"{member.what} is not where the tar has it"
-    if not sound:
+    own = sample_start is not None
+    if sample_start is not None and member.extension != "json" and member.offset != sample_start + BLOCK:
+        return f"{member.what} is not where the tar has it"
+    if not is_header(block, f"{member.key}.{member.extension}", member.length, own):
         return f"the tar header of {member.what} is damaged"
     if zlib.crc32(content[member.offset : end]) != member.crc32:
         return f"{member.what} is damaged (CRC32 differs from the index)"

@@ -34,9 +34,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def context() -> ForkServerContext:
     """Children of a server that has imported everything: a start takes milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pipeline.data.writing"])
-    return context
+    return multiprocessing.get_context("forkserver")
 
 
 @dataclass

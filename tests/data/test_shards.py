@@ -119,6 +119,14 @@ def test_reader_names_shard_and_key_of_damage(folder: Path) -> None:
     for read in (reader.read, reader.metadata):
         with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: damaged"):
             read(6)
+    content[located.offset - 500] ^= 4  # in the name, which only other readers need
+    tar.write_bytes(content)
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: its tar header is damaged"):
+        ShardReader(folder).read(6)
+    first = ShardIndex.load(folder).locate(5)
+    tar.write_bytes(content[: first.offset - 512])  # between two samples
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000006: the tar ends"):
+        ShardReader(folder).read(5)
     tar.write_bytes(content[: located.offset])
     with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: the tar ends"):
         ShardReader(folder).read(6)

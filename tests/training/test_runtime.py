@@ -64,6 +64,29 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(runtime: R
     assert runtime.skipped_steps == 5 and torch.isfinite(module.weight).all()
 
 
+def test_a_loss_scale_that_collapses_is_a_failure(runtime: Runtime) -> None:
+    """As under fp16: the scale is halved at each overflow, whether or not other steps come between."""
+    runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
+    module = nn.Linear(2, 1)
+    optimizer = runtime.optimizer(module, OptimizerConfig())
+    before = module.weight.detach().clone()
+    runtime.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    runtime.apply(optimizer, "train, autoencoder")
+    assert runtime.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
+    runtime.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    runtime.apply(optimizer, "train, autoencoder")
+    assert runtime.failure == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
+
+
+def test_an_infinite_loss_with_finite_gradients_is_seen(runtime: Runtime) -> None:
+    module = nn.Linear(2, 1)
+    optimizer = runtime.optimizer(module, OptimizerConfig())
+    before = module.weight.detach().clone()
+    runtime.backward(module(torch.ones(1, 2)).sum() + float("inf"))
+    assert not torch.isfinite(runtime.apply(optimizer, "train, autoencoder"))
+    assert torch.equal(module.weight, before) and runtime.bad_gradients == ["weight", "bias"]
+
+
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert new_runtime().loss_scale == 1.0 and new_runtime().scaler_state() == {}
     assert new_runtime(mixed_precision="bf16").precision == "bf16"
