@@ -1,16 +1,13 @@
 """The tables of docs/scaling.md from counts of the code and the constants below, in s, B and FLOP; run to rewrite."""
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest.mock import MagicMock
+from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import losses
+from pipeline.bench.flops import per_image
 from pipeline.config import TrackingConfig, divisors, load
 from pipeline.data.shards import OPEN_SHARDS
 from pipeline.models.autoencoder import FusionAutoencoder
@@ -53,43 +50,17 @@ class Counts(NamedTuple):
 
 @lru_cache
 def count(*overrides: str) -> Counts:
-    """From the real modules of configs/default.yaml, on two random images."""
-    config, parts = load(DEFAULT, ["perceptual.weights=random", *overrides]), dict[str, int]()
-
-    def part(name: str, run: Callable[[], Any], without: str = "") -> Any:
-        counter = FlopCounterMode(display=False)
-        # Its own tracker of modules fails at the penalty's gradient; the total does without.
-        counter.mod_tracker = MagicMock(parents={"Global"})
-        with counter:
-            result = run()
-        parts[name] = counter.get_total_flops() // 2 - parts.get(without, 0)
-        return result
-
+    """From the real modules of configs/default.yaml."""
+    config = load(DEFAULT, ["perceptual.weights=random", *overrides])
     with torch._subclasses.FakeTensorMode():  # shapes only
         model, vgg = FusionAutoencoder(config.model), PerceptualNetwork(config.perceptual)
         critic = Discriminator(config.model, config.penalty, config.data.image_size)
-        lambda_, real = torch.rand(2, config.model.elements), torch.rand(2, 3, *[config.data.image_size] * 2)
-        output = part("E, G: A' and C", lambda: model(real, lambda_))
-        part("E, G: backward", (output.reconstruction + output.fused).sum().backward)
-        fused = output.fused.detach()
-        scores = part("D: real and fused", lambda: critic.score(real) + critic.score(fused))
-        part("D: backward", scores.sum().backward)
-        judged = part("penalty: gradient", lambda: sum(critic(real, fused, torch.rand(2))), "D: real and fused")
-        part("penalty: double backward", judged.sum().backward, "D: backward")
-        critic.requires_grad_(False)
-        part("frozen D: fused, to its pixels", lambda: critic.score(fused.requires_grad_()).sum().backward())
-        targets, features = part("VGG: real", lambda: vgg(real)), part("VGG: fused", lambda: vgg(fused))
-        part("VGG: fused, to its pixels", sum(each.sum() for each in features).backward)
-        pairs = [(f.detach().requires_grad_(), target) for f, target in zip(features[:3], targets[:3], strict=True)]
-        part("Gram matrices", lambda: sum(losses.style(f, t, t, lambda_[:, 0]).sum() for f, t in pairs).backward())
-        part("+ C again", lambda: model(real, lambda_))
-        part("pre-training", lambda: model(real).reconstruction.sum().backward())
     networks = {"E": model.encoder, "G": model.generator, "D": critic, "VGG": vgg}
     saved = [model, critic, vgg.scales, *([model] if config.training.ema_decay else [])]
     size = sum(tensor.nbytes for module in saved for tensor in module.state_dict().values())
     size += sum(2 * p.nbytes + 4 for module in (model, critic) for p in module.parameters())  # Adam's
     parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    return Counts(parameters, parts, size)
+    return Counts(parameters, per_image(config), size)
 
 
 def compute(half: float, single: float = 0, level: int = 1) -> float:

@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 weights_app = typer.Typer(help="Weights of the perceptual network.", no_args_is_help=True)
 app.add_typer(weights_app, name="weights")
+bench_app = typer.Typer(help="Measure what this machine gives, beside its limit.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file; without it, the built-in defaults.")
@@ -275,6 +277,22 @@ def doctor(
     print(json.dumps([check.as_dict() for check in checks], indent=2) if as_json else as_text(checks))
     if any(check.fix for check in checks):
         raise typer.Exit(2)
+
+
+@bench_app.command("step")
+def bench_step(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, after two that do not count.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps on random images, beside the machine's own matrix rate."""
+    resolved = _configuration(config, overrides, dry_run=False)
+    with importing():
+        from pipeline.bench import step
+
+    report = step.measure(resolved, steps)
+    print(json.dumps(report.as_dict(), indent=2) if as_json else step.as_text(report))
 
 
 @weights_app.command()

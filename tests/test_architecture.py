@@ -27,10 +27,10 @@ LEVELS: list[set[str]] = [
     {"data.loader", "models.autoencoder", "models.discriminator", "models.perceptual"},
     {"data.stream", "training.ranks", "training.checkpoint", "training.averaging", "evaluation.effects", "pictures"},
     {"training.runtime", "bundle"},
-    {"training.tracking", "doctor"},
+    {"training.tracking", "doctor", "bench.flops"},
     {"training.loop", "fuse"},
     {"training.pretrain", "training.fusion", "evaluation.report"},
-    {"workflow"},
+    {"workflow", "bench.step"},
     {"cli"},
     {"__main__"},
 ]
@@ -40,7 +40,7 @@ TORCH_IS_WELCOME = {
     *("images", "latents", "losses", "pictures", "bundle", "doctor", "fuse", "workflow"),
     *("data.loader", "data.stream"),
 }
-TORCH_FOLDERS = ("models.", "training.", "evaluation.")
+TORCH_FOLDERS = ("models.", "training.", "evaluation.", "bench.")
 
 
 def name_of(path: Path) -> str:

@@ -172,7 +172,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
     _held.add(descriptor)
     try:
         for left in list(run_dir.rglob(".*.tmp*")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # gone with its folder
         yield
     finally:
         _held.discard(descriptor)

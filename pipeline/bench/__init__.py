@@ -1,0 +1,1 @@
+"""What this machine gives: training steps, loading and sharding, each beside its limit."""

@@ -1,0 +1,164 @@
+"""How fast this machine trains: images per second, beside what its matrix units can do."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import torch
+
+from pipeline.bench import flops
+from pipeline.config import Config
+from pipeline.data.loader import FaceImages, MicroBatch
+from pipeline.data.order import Order
+from pipeline.errors import UserError
+from pipeline.training.fusion import FusionStage
+from pipeline.training.loop import Setup, Stage
+from pipeline.training.pretrain import PretrainStage
+from pipeline.training.runtime import Runtime
+
+WARM_UP = 2
+MATRIX = {"cuda": 8192, "cpu": 1536}
+"""Side of the matrices that are multiplied to find the machine's own rate."""
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one stage. Rates are of this rank; FLOP are those that are useful, counted by `flops`."""
+
+    stage: str
+    images_per_second: float
+    seconds_per_step: float
+    flop_per_image: int
+    flop_per_second: float
+    matrix_flop_per_second: float
+    share: float
+    peak_memory_bytes: int
+    """Of the GPU, or of the process on a CPU, since it began."""
+
+
+@dataclass(frozen=True)
+class Report:
+    device: str
+    precision: str
+    ranks: int
+    image_size: int
+    global_batch_size: int
+    micro_batch_size: int
+    steps: int
+    speeds: tuple[Speed, ...]
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def measure(config: Config, steps: int) -> Report:
+    """Time `steps` steps of both stages on random images, after two that do not count.
+
+    Neither data nor weights are needed: the perceptual network takes random ones, which are as slow.
+
+    Raises:
+        UserError: the device, the precision or the batch cannot be had.
+    """
+    perceptual = config.perceptual.model_copy(update={"weights": "random", "feature_scale": "none"})
+    config = config.model_copy(update={"perceptual": perceptual})
+    runtime = Runtime(config.training)
+    no_images = cast(FaceImages, None)  # the steps are given theirs
+    setup = Setup(config, runtime, no_images, no_images)
+    counted = flops.per_image(config)
+    rate = matrix_rate(runtime.device, DTYPES[runtime.precision])
+    speeds = (
+        _speed(lambda: PretrainStage(setup), setup, steps, counted[flops.PRETRAINING], rate),
+        _speed(lambda: FusionStage(setup, config.run_dir), setup, steps, flops.useful(config), rate),
+    )
+    on_cpu = runtime.device.type == "cpu"
+    return Report(
+        device=f"cpu, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(),
+        precision=runtime.precision,
+        ranks=runtime.ranks.world_size,
+        image_size=config.data.image_size,
+        global_batch_size=config.training.global_batch_size,
+        micro_batch_size=config.training.micro_batch_size,
+        steps=steps,
+        speeds=speeds,
+    )
+
+
+def as_text(report: Report) -> str:
+    """A table for people."""
+    batch = f"batch {report.global_batch_size}, micro-batch {report.micro_batch_size}"
+    lines = [f"{report.device}; {report.precision}; {report.ranks} ranks; {report.image_size} px; {batch}"]
+    lines.append(f"{'':<10}{'images/s':>10}{'ms/step':>10}{'GFLOP/image':>13}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}")
+    lines += [
+        f"{speed.stage:<10}{speed.images_per_second:>10.4g}{1000 * speed.seconds_per_step:>10.4g}"
+        f"{speed.flop_per_image / 1e9:>13.4g}{speed.flop_per_second / 1e12:>9.3g}{speed.share:>7.0%}"
+        f"{speed.peak_memory_bytes / 2**30:>7.3g}"
+        for speed in report.speeds
+    ]
+    limit = report.speeds[0].matrix_flop_per_second / 1e12
+    return "\n".join([*lines, f"share: of {limit:.3g} TFLOP/s, dense matrix products measured here at this precision"])
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """FLOP per second of dense matrix products in `dtype`, the best of three tries."""
+    side = MATRIX[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(3):
+        repeats, elapsed = 0, 0.0
+        began = _now(device)
+        while elapsed < seconds / 3:
+            for _ in range(4 if device.type == "cuda" else 1):
+                a @ b
+                repeats += 1
+            elapsed = _now(device) - began
+        best = max(best, 2 * side**3 * repeats / elapsed)
+    return best
+
+
+def _speed(make: Callable[[], Stage], setup: Setup, steps: int, flop: int, rate: float) -> Speed:
+    device = setup.runtime.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    torch.manual_seed(setup.config.seed)
+    stage = make()
+    batch = _batch(setup.order, setup.config.data.image_size)
+    for number in range(WARM_UP):
+        stage.step(number, batch)
+    setup.runtime.accelerator.wait_for_everyone()
+    began = _now(device)
+    for number in range(WARM_UP, WARM_UP + steps):
+        stage.step(number, batch)
+    seconds = (_now(device) - began) / steps
+    if setup.runtime.failure:
+        raise UserError(setup.runtime.failure)
+    images = sum(len(micro.images) for micro in batch) / seconds
+    return Speed(stage.name, images, seconds, flop, images * flop, rate, images * flop / rate, _peak_memory(device))
+
+
+def _batch(order: Order, size: int) -> list[MicroBatch]:
+    random, micro_batches = torch.Generator().manual_seed(0), []
+    shape = (order.micro_batch_size, 3, size, size)
+    for place in order.slices():
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+        micro_batches.append(MicroBatch(images.pin_memory() if torch.cuda.is_available() else images, place, ()))
+    return micro_batches
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def _now(device: torch.device) -> float:
+    """Once all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
