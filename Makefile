@@ -22,13 +22,9 @@ test-faults: $(READY)
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu -rs
 
-# Images per second of both stages at the demo's size, from painted faces: the last line of each stage tells.
+# Images per second of both stages at the demo's size.
 bench: $(READY)
-	rm -rf runs/bench
-	$(BIN)/latentfuse synth runs/bench/faces --count 400
-	$(BIN)/latentfuse shard runs/bench/faces runs/bench/shards --split 0.1
-	$(BIN)/latentfuse pretrain --config configs/demo.yaml --set run_dir=runs/bench --set training.pretrain_steps=60
-	$(BIN)/latentfuse train --config configs/demo.yaml --set run_dir=runs/bench --set training.fusion_steps=20
+	$(BIN)/latentfuse bench step --config configs/demo.yaml
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -40,7 +36,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs/demo runs/bench
+	rm -rf $(VENV) runs/demo
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'

@@ -295,6 +295,23 @@ def bench_step(
     print(json.dumps(report.as_dict(), indent=2) if as_json else step.as_text(report))
 
 
+@bench_app.command("loader")
+def bench_loader(
+    shards: Annotated[Path, typer.Argument(help="Split folder, as OUT/train.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to read in each of three rounds.")] = 2000,
+    as_json: AsJson = False,
+) -> None:
+    """Time the loader, with data.workers processes, beside the bare decoder and plain webdataset."""
+    resolved = _configuration(config, overrides, dry_run=False)
+    with importing():
+        from pipeline.bench import loading
+
+    report = loading.measure(shards, resolved.data, images)
+    print(json.dumps(report.as_dict(), indent=2) if as_json else loading.as_text(report))
+
+
 @weights_app.command()
 def fetch(arch: Annotated[Literal["vgg19", "vgg16"], typer.Option()] = "vgg19") -> None:
     """Download the ImageNet weights into torch's cache; do it where there is internet."""

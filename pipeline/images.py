@@ -16,12 +16,12 @@ MIN_SIDE = 16
 """Pictures with a side of fewer pixels are refused: there is no face in them."""
 
 
-def decode(data: bytes, name: str) -> Tensor:
+def decode(data: bytes, name: object) -> Tensor:
     """RGB (3, H, W) uint8 of an encoded photograph; its EXIF orientation is applied.
 
     Args:
         data: JPEG (any colour space), or anything else Pillow reads.
-        name: what messages call it.
+        name: what messages call it; turned into text only then.
 
     Raises:
         UserError: if it does not decode completely, or a side is under `MIN_SIDE`.
@@ -52,7 +52,7 @@ def read(path: Path) -> Tensor:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def from_pillow(picture: Image.Image, name: str = "picture") -> Tensor:
+def from_pillow(picture: Image.Image, name: object = "picture") -> Tensor:
     """Any Pillow image of 8 bits per channel -> RGB (3, H, W) uint8; its EXIF orientation is applied.
 
     Raises:

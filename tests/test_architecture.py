@@ -27,7 +27,7 @@ LEVELS: list[set[str]] = [
     {"data.loader", "models.autoencoder", "models.discriminator", "models.perceptual"},
     {"data.stream", "training.ranks", "training.checkpoint", "training.averaging", "evaluation.effects", "pictures"},
     {"training.runtime", "bundle"},
-    {"training.tracking", "doctor", "bench.flops"},
+    {"training.tracking", "doctor", "bench.flops", "bench.loading"},
     {"training.loop", "fuse"},
     {"training.pretrain", "training.fusion", "evaluation.report"},
     {"workflow", "bench.step"},

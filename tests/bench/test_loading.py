@@ -1,0 +1,28 @@
+"""The benchmark of loading: three rates of the same images, and what their ratios mean."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import Trained, latentfuse, tiny_arguments, trained_once
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return trained_once(tmp_path_factory)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rates_and_ratios(trained: Trained, tmp_path: Path, workers: int) -> None:
+    arguments = ("bench", "loader", trained.shards / "train", "--images", "64")
+    options = tiny_arguments(tmp_path / "run", trained.shards, f"data.workers={workers}")
+    told = json.loads(latentfuse(*arguments, *options, "--json").out)
+    assert told["images"] == 64 and told["workers"] == workers and told["image_size"] == 32
+    assert min(told[name] for name in ("decoder", "loader", "webdataset")) > 10
+    assert told["of_decoder"] == pytest.approx(told["loader"] / told["decoder"])
+    assert told["over_webdataset"] == pytest.approx(told["loader"] / told["webdataset"])
+    if not workers:
+        shown = latentfuse(*arguments, *options)
+        assert shown.code == 0 and "plain webdataset with Pillow" in shown.out
+        missing = latentfuse("bench", "loader", tmp_path / "none", *options)
+        missing.assert_one_line(str(tmp_path / "none"))
