@@ -182,6 +182,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         files.write_json(temporary / "config.json", info)
         files.write_text(temporary / "README.md", _model_card(config, trained))
         for written in temporary.iterdir():
+            shutil.copymode(temporary / "config.json", written)  # safetensors lets nobody else read its files
             files.fsync(written)
         if path.exists():
             path.rename(old)

@@ -44,6 +44,7 @@ def test_holds_the_average_weights_of_the_last_checkpoint(trained: Trained) -> N
 
 def test_holds_no_pickle_and_says_where_it_comes_from(trained: Trained) -> None:
     assert listing(trained.bundle) == FILES
+    assert len({path.stat().st_mode for path in trained.bundle.iterdir()}) == 1, "whoever may read one may read all"
     info = json.loads((trained.bundle / "config.json").read_text())
     assert info["config"]["model"]["base_channels"] == 2
     assert (info["trained"]["stage"], info["trained"]["step"], info["trained"]["images_seen"]) == ("train", 4, 16)

@@ -66,6 +66,7 @@ def save(
         save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
         torch.save(optimizers, temporary / OPTIMIZERS)
         (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2))
+        shutil.copymode(temporary / STATE, temporary / WEIGHTS)  # safetensors lets nobody else read its files
         sums = {name: files.sha256(temporary / name) for name in (WEIGHTS, OPTIMIZERS, STATE)}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
         for name in (WEIGHTS, OPTIMIZERS, STATE, MANIFEST):

@@ -40,6 +40,7 @@ def test_every_bit_comes_back(tmp_path: Path) -> None:
     moments = found.optimizers["autoencoder"]["state"][0]
     assert moments["exp_avg"].shape == (5,) and moments["exp_avg"].abs().sum() > 0 and moments["step"] == 1
     assert listing(tmp_path) == {"step-00000012", *(f"step-00000012/{name}" for name in FILES)}
+    assert len({(path / name).stat().st_mode for name in FILES}) == 1, "whoever may read one may read all"
 
 
 def test_a_slice_of_a_larger_tensor_is_saved_alone(tmp_path: Path) -> None:
