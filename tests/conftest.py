@@ -2,6 +2,15 @@
 
 import multiprocessing
 
+import pytest
+from running import Trained, make_trained
+
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["pipeline.cli", "pipeline.workflow", "pipeline.data.writing", "torch.utils.tensorboard", "torchvision.io"]
 )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A tiny run that is done, for tests that only read it."""
+    return make_trained(tmp_path_factory.mktemp("trained"))

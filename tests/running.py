@@ -14,7 +14,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
@@ -51,6 +50,18 @@ TINY: dict[str, Any] = {
     "tracking": {"log_every": 1, "image_every": 4, "checkpoint_every": 2},
     "evaluation": {"pairs": 4, "batch_size": 3},
 }
+
+
+ENDLESS_JOB = (
+    "training.global_batch_size=8",
+    "training.micro_batch_size=2",
+    "training.pretrain_steps=100000",
+    "tracking.checkpoint_every=10",
+    "tracking.image_every=100000",
+    "tracking.log_every=100000",
+    "data.workers=1",
+)
+"""For tests that stop it: several ranks, saving often."""
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 48), mode: str = "RGB") -> Image.Image:
@@ -211,20 +222,14 @@ class Trained:
         return self.shards / "photographs" / "000.jpg", self.shards / "photographs" / "001.jpg"
 
 
-_trained: list[Trained] = []
-
-
-def trained_once(factory: pytest.TempPathFactory) -> Trained:
-    """The same for all tests of a session; they only read it."""
-    if not _trained:
-        root = factory.mktemp("trained")
-        made = Trained(root, make_shards(root / "shards"), root / "run", root / "bundle")
-        for command in ("pretrain", "train"):
-            result = latentfuse(command, *tiny_arguments(made.run, made.shards))
-            assert result.code == 0, result
-        assert latentfuse("export", made.run, made.bundle).code == 0
-        _trained.append(made)
-    return _trained[0]
+def make_trained(root: Path) -> Trained:
+    """Shards, a run of both stages, and its bundle."""
+    made = Trained(root, make_shards(root / "shards"), root / "run", root / "bundle")
+    for command in ("pretrain", "train"):
+        result = latentfuse(command, *tiny_arguments(made.run, made.shards))
+        assert result.code == 0, result
+    assert latentfuse("export", made.run, made.bundle).code == 0
+    return made
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from running import Trained, file_size_limit, latentfuse, listing, trained_once
+from running import Trained, file_size_limit, latentfuse, listing
 from safetensors.torch import load_file, save_file
 
 import pipeline
@@ -19,11 +19,6 @@ from pipeline.errors import UserError
 from pipeline.training import checkpoint
 
 FILES = {"README.md", "config.json", "model.safetensors"}
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 @pytest.fixture

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Trained, latentfuse, tiny_arguments, tiny_config, trained_once
+from running import Trained, latentfuse, tiny_arguments, tiny_config
 
 from pipeline import doctor
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def test_all_is_fine(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

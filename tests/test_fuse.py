@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import Trained, file_size_limit, latentfuse, listing, trained_once
+from running import Trained, file_size_limit, latentfuse, listing
 from torch import Tensor
 
 import pipeline
@@ -16,11 +16,6 @@ from pipeline.errors import UserError
 from pipeline.pictures import GAP
 
 SIDE = 32
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

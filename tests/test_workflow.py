@@ -18,7 +18,6 @@ from running import (
     make_photographs,
     scalars,
     tiny_arguments,
-    trained_once,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -51,11 +50,6 @@ TAGS = {
         "learning_rate/discriminator",
     },
 }
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "train"])

@@ -4,12 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from running import Trained, latentfuse, tiny_arguments, trained_once
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
+from running import Trained, latentfuse, tiny_arguments
 
 
 @pytest.mark.parametrize("workers", [0, 1])

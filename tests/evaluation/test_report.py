@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import Trained, file_size_limit, latentfuse, listing, make_photographs, trained_once
+from running import Trained, file_size_limit, latentfuse, listing, make_photographs
 from safetensors.torch import load_file, save_file
 
 import pipeline
 from pipeline.data.writing import write_shards
 
 FILES = {"metrics.json", "metrics.md", "reconstruction.png", "strips.png", "effects.png"}
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def test_reconstruction_is_that_of_every_test_image(trained: Trained, tmp_path: Path) -> None:

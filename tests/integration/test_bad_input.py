@@ -20,7 +20,6 @@ from running import (
     picture,
     start,
     tiny_arguments,
-    trained_once,
 )
 
 from pipeline import images, load_bundle
@@ -29,11 +28,6 @@ from pipeline.errors import UserError
 from pipeline.training import checkpoint
 
 ORIENTATION = 0x0112
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def sixteen_bits(path: Path) -> None:

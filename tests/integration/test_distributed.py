@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from running import Trained, finish, latentfuse, scalars, start, tiny_arguments, trained_once
+from running import Trained, finish, latentfuse, scalars, start, tiny_arguments
 
 from pipeline.data.order import Order
 from pipeline.errors import UserError
@@ -34,11 +34,6 @@ loop.run = and_tell
 from pipeline.cli import main
 main()
 """
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def free_port() -> int:

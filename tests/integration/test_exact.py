@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from forking import narrow, start_ranks
-from running import Trained, tiny_arguments, trained_once
+from running import Trained, tiny_arguments
 
 from pipeline.training import checkpoint
 
@@ -21,11 +21,6 @@ GLOBAL = (
 )
 RELATIVE = (1e-12, 1e-9)
 """By step: Adam divides by the gradient's own size, so the second starts from weights that differ a little more."""
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def in_float64_and_told() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from forking import Started, narrow, narrow_and_scaled, random_moments, start_command, start_ranks
-from running import Trained, assert_equal_bits, tiny_arguments, trained_once
+from running import Trained, assert_equal_bits, tiny_arguments
 
 from pipeline import files
 from pipeline.training import checkpoint
@@ -23,11 +23,6 @@ RUN = (
     "tracking.image_every=100",
     "data.workers=1",
 )
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def narrow_scaled_and_slow_to_save() -> None:

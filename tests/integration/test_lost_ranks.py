@@ -10,26 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from forking import Started, narrow, start_ranks
-from running import Trained, tiny_arguments, trained_once
+from running import ENDLESS_JOB, Trained, tiny_arguments
 
 from pipeline.data.shards import ShardReader
 from pipeline.training import checkpoint, watch
 from pipeline.training.runtime import Runtime
-
-LONG = (
-    "training.global_batch_size=8",
-    "training.micro_batch_size=2",
-    "training.pretrain_steps=100000",
-    "tracking.checkpoint_every=10",
-    "tracking.image_every=100000",
-    "tracking.log_every=100000",
-    "data.workers=1",
-)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def begin(
@@ -37,7 +22,7 @@ def begin(
 ) -> list[Started]:
     """Ranks in the middle of pre-training."""
     started = start_ranks(
-        tmp_path, ranks, "pretrain", *tiny_arguments(tmp_path / "run", shards, *LONG, *options), prepare=prepare
+        tmp_path, ranks, "pretrain", *tiny_arguments(tmp_path / "run", shards, *ENDLESS_JOB, *options), prepare=prepare
     )
     started[0].wait_for(lambda: "saved" in started[0].text())
     return started
@@ -52,7 +37,7 @@ def status(tmp_path: Path) -> dict[str, object]:
 def assert_resumes(tmp_path: Path, shards: Path, ranks: int) -> None:
     newest, passed_over = checkpoint.newest(tmp_path / "run" / "pretrain" / "checkpoints")
     assert newest is not None and not passed_over
-    arguments = tiny_arguments(tmp_path / "run", shards, *LONG, f"training.pretrain_steps={newest.step + 2}")
+    arguments = tiny_arguments(tmp_path / "run", shards, *ENDLESS_JOB, f"training.pretrain_steps={newest.step + 2}")
     results = [each.finish() for each in start_ranks(tmp_path / "again", ranks, "pretrain", *arguments)]
     assert [each.code for each in results] == [0] * ranks, results
     assert f"resumed from {newest.path}" in results[0].out
@@ -114,7 +99,7 @@ def test_a_rank_that_cannot_go_on_stops_all_in_order(trained: Trained, tmp_path:
         for path in (trained.shards / split).iterdir():
             (shards / split / path.name).write_bytes(path.read_bytes())
     reader = ShardReader(shards / "train")
-    arguments = tiny_arguments(tmp_path / "run", shards, *LONG)
+    arguments = tiny_arguments(tmp_path / "run", shards, *ENDLESS_JOB)
     started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=narrow)
     started[0].wait_for(lambda: "saved" in started[0].text())
     sample = reader.index.locate(4)
@@ -138,7 +123,7 @@ def test_a_shared_mistake_is_said_once(trained: Trained, tmp_path: Path) -> None
     }
     for number, (message, options) in enumerate(cases.items()):
         init = ("--init", trained.run)
-        arguments = ("train", *tiny_arguments(tmp_path / "run", trained.shards, *LONG, *options), *init)
+        arguments = ("train", *tiny_arguments(tmp_path / "run", trained.shards, *ENDLESS_JOB, *options), *init)
         results = [each.finish() for each in start_ranks(tmp_path / str(number), 2, *arguments, prepare=narrow)]
         assert [each.code for each in results] == [2, 2], results
         assert message in results[0].errors and results[0].errors.count("\n") == 1 and not results[1].errors, results
@@ -163,7 +148,7 @@ def nan_on_one_rank() -> None:
 
 def test_a_loss_that_is_not_finite_on_one_rank(trained: Trained, tmp_path: Path) -> None:
     options = ("training.max_skipped_steps=3", "tracking.checkpoint_every=2")
-    arguments = ("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *LONG, *options))
+    arguments = ("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *ENDLESS_JOB, *options))
     results = [each.finish() for each in start_ranks(tmp_path, 2, *arguments, prepare=nan_on_one_rank)]
     assert [each.code for each in results] == [2, 2], results
     assert "pretrain: the gradient was not finite 3 times in a row" in results[0].errors and not results[1].errors

@@ -17,18 +17,12 @@ from running import (
     make_photographs,
     start,
     tiny_arguments,
-    trained_once,
     wait_for,
 )
 
 from pipeline.training import checkpoint
 
 ENDLESS = ("training.pretrain_steps=100000", "tracking.checkpoint_every=100000", "tracking.image_every=100000")
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def test_sigterm_saves_and_the_same_command_resumes(trained: Trained, tmp_path: Path) -> None:

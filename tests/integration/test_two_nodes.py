@@ -12,25 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running import REPOSITORY, Result, Trained, finish, tiny_arguments, trained_once, wait_for
+from running import ENDLESS_JOB, REPOSITORY, Result, Trained, finish, tiny_arguments, wait_for
 
 from pipeline.training import checkpoint
 
 PORT = "29555"
-SHARED = (
-    "training.global_batch_size=8",
-    "training.micro_batch_size=2",
-    "training.pretrain_steps=100000",
-    "tracking.checkpoint_every=20",
-    "tracking.image_every=100000",
-    "tracking.log_every=100000",
-    "data.workers=1",
-)
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 @dataclass(frozen=True)
@@ -116,8 +102,8 @@ def wait_until_gone(nodes: tuple[Node, ...], seconds: float) -> None:
 
 def comes_back(nodes: tuple[Node, Node], run: Path, shards: Path, how: object) -> list[Result]:
     newest, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert newest is not None and newest.step >= 20 and not passed_over
-    arguments = tiny_arguments(run, shards, *SHARED, f"training.pretrain_steps={newest.step + 2}")
+    assert newest is not None and newest.step >= 10 and not passed_over
+    arguments = tiny_arguments(run, shards, *ENDLESS_JOB, f"training.pretrain_steps={newest.step + 2}")
     results = [finish(each) for each in how(nodes, *arguments)]  # type: ignore[operator]
     assert [each.code for each in results] == [0, 0], results
     assert f"resumed from {newest.path}" in results[0].out
@@ -126,7 +112,7 @@ def comes_back(nodes: tuple[Node, Node], run: Path, shards: Path, how: object) -
 
 def test_a_node_dies_and_comes_back(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    started = start_ranks(nodes, *tiny_arguments(run, trained.shards, *SHARED))
+    started = start_ranks(nodes, *tiny_arguments(run, trained.shards, *ENDLESS_JOB))
     wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), started[0])
     for pid in nodes[1].processes():
         os.kill(pid, signal.SIGKILL)
@@ -141,7 +127,7 @@ def test_a_node_dies_and_comes_back(nodes: tuple[Node, Node], trained: Trained, 
 def test_a_cable_is_pulled(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path, how: object) -> None:
     """Both nodes live on, but nothing passes, and no connection is closed."""
     run = tmp_path / "run"
-    started = how(nodes, *tiny_arguments(run, trained.shards, *SHARED))  # type: ignore[operator]
+    started = how(nodes, *tiny_arguments(run, trained.shards, *ENDLESS_JOB))  # type: ignore[operator]
     wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), started[0])
     nodes[1].run("ip", "link", "set", nodes[1].name, "down")
     pulled = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Trained, file_size_limit, latentfuse, listing, tiny_arguments, trained_once
+from running import Trained, file_size_limit, latentfuse, listing, tiny_arguments
 from safetensors import SafetensorError
 
 from pipeline.errors import UserError
@@ -109,11 +109,6 @@ def test_every_operation_of_a_save(tmp_path: Path, code: int) -> None:
             assert not told
             break
     assert set(failed) == {"mkdir", "rename", "write_text", "fsync", "weights", "optimizers"} and len(failed) >= 12
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def further(trained: Trained, tmp_path: Path) -> tuple[Path, list[str]]:

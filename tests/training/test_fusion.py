@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Trained, batch_of, new_setup, tiny_config, trained_once
+from running import Trained, batch_of, new_setup, tiny_config
 from torch import Tensor
 
 from pipeline.errors import UserError
@@ -29,11 +29,6 @@ READINGS = {
     ),
 }
 OWNERS = {"map": [[1, 0.5, 0.5, 0, 0.2], [0, 0.5, 0.5, 1, 0.8]], "shared": [[1 / 3] * 5] * 3}
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def new_stage(trained: Trained, folder: Path, *overrides: str) -> FusionStage:

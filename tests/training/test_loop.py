@@ -6,14 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from running import Trained, assert_equal_bits, latentfuse, listing, make_shards, scalars, tiny_arguments, trained_once
+from running import Trained, assert_equal_bits, latentfuse, listing, make_shards, scalars, tiny_arguments
 
 from pipeline.training import checkpoint
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def newest(run: Path, stage: str) -> Path:

@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Trained, batch_of, new_setup, tiny_config, trained_once
+from running import Trained, batch_of, new_setup, tiny_config
 
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.training.pretrain import PretrainStage
-
-
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return trained_once(tmp_path_factory)
 
 
 def new_stage(trained: Trained, folder: Path, *overrides: str) -> PretrainStage:
