@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,8 +47,9 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            if self.stop_file is not None and self.stop_file.exists():
-                self.stop_file.unlink(missing_ok=True)
+            if self.stop_file is not None and _is_there(self.stop_file):
+                with suppress(OSError):  # one that cannot be taken away stops the run all the same
+                    self.stop_file.unlink()
                 signals.request(f"the file {self.stop_file}")
             if self._launched and os.getppid() != signals.PARENT:
                 self._launched = False  # once is enough
@@ -120,6 +122,14 @@ class Hearts:
             except RuntimeError:  # the store went with the rank, or the launcher, that kept it
                 self._verdict = "rank 0 or its launcher cannot be reached"
                 return
+
+
+def _is_there(path: Path) -> bool:
+    """A file system that fails for a moment is no reason to stop watching."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def leave(message: str) -> None:
