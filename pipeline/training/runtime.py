@@ -75,7 +75,8 @@ class Runtime:
     def optimizer(self, module: nn.Module, config: OptimizerConfig) -> AcceleratedOptimizer:
         """Adam over the parameters of `module`, which is not wrapped."""
         self._names |= {id(parameter): name for name, parameter in module.named_parameters()}
-        adam = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=(config.beta1, config.beta2))
+        betas = (config.beta1, config.beta2)
+        adam = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=betas, fused=config.fused)
         return self.accelerator.prepare_optimizer(adam)
 
     def autocast(self) -> AbstractContextManager[Any]:
