@@ -31,6 +31,8 @@ LEVELS: list[set[str]] = [
     {"training.loop", "fuse"},
     {"training.pretrain", "training.fusion", "evaluation.report"},
     {"workflow", "bench.step"},
+    {"commands.options"},
+    {"commands.data", "commands.training", "commands.results", "commands.bench"},
     {"cli"},
     {"__main__"},
 ]
