@@ -97,6 +97,8 @@ class PenaltyConfig(Section):
     """Under 2 the second derivative is infinite where the gradient is 0."""
     points: Literal["interpolate", "endpoints"] = "interpolate"
     """Where the gradient of D is penalised: between a real and a fused image, or at both."""
+    every: Positive = 1
+    """Steps between two penalties, each then `every` times as heavy: the same expectation for less work."""
 
 
 class LambdaMixture(Section):
@@ -111,7 +113,7 @@ class LambdaMixture(Section):
     uniform: Share = 0.3
     """Every element uniform in [0, 1]."""
     spatial: Share = 0.0
-    """Ones inside a random rectangle of the latent grid, zeros outside, or the reverse."""
+    """Ones in a random rectangle, a half or a part of the face on the latent grid and zeros outside, or the reverse."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> "LambdaMixture":
@@ -149,6 +151,20 @@ class OptimizerConfig(Section):
     """One pass over the parameters instead of many: the same to rounding, several times as fast."""
 
 
+class SpeedConfig(Section):
+    """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused and data.cache."""
+
+    channels_last: bool | None = None
+    """Keep images and feature maps with their channels innermost, as tensor cores want them; null: on GPUs."""
+    tf32: bool = True
+    """Let tensor cores round the factors of float32 products to 10 bits, where the GPU can (not a V100)."""
+    cudnn_benchmark: bool = True
+    """Try the convolution algorithms once and keep the fastest; a resumed run may then choose another."""
+    compile: Literal["no", "default", "reduce-overhead"] = "no"
+    """torch.compile for E, G and the perceptual network, not D (its penalty is differentiated twice);
+    `reduce-overhead` also records CUDA graphs."""
+
+
 def _yaml_no(value: Any) -> Any:
     return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
 
@@ -184,13 +200,25 @@ class TrackingConfig(Section):
     image_every: Positive = 1000
     """Steps between two fusion strips and effect matrices."""
     checkpoint_every: Positive = 1000
+    asynchronous_saves: bool = True
+    """Write checkpoints beside training; a step then waits only until they are copied to host memory."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
 
 
 class EvaluationConfig(Section):
-    pairs: Positive = 256
-    """Pairs of test images behind the effect matrix."""
+    """Pairs are of test images; where there are fewer, all are taken. See docs/evaluation.md."""
+
+    pairs: Positive = 128
+    """Pairs behind the effect matrix, exactness, regions and paths measured in pixels."""
+    corner_pairs: Positive = 16
+    """Pairs whose corners of Lambda (Shapley values) and paths go through the perceptual network, 94 images each."""
+    half_way_pairs: Positive = 1000
+    """Pairs fused at lambda = 0.5: realism and pose."""
+    train_images: Positive = 1000
+    """Training images that realism compares with."""
     batch_size: Annotated[int, Field(ge=2)] = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the pairs and of the bootstrap: bundles are compared on the same ones."""
 
 
 class Config(Section):
@@ -205,6 +233,7 @@ class Config(Section):
     loss_weights: LossWeights = LossWeights()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    speed: SpeedConfig = SpeedConfig()
     tracking: TrackingConfig = TrackingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

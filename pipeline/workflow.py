@@ -58,7 +58,7 @@ def run(config: Config) -> None:
 @contextmanager
 def _job(config: Config) -> Iterator[Runtime]:
     """One process of a job: it meets the other ranks, and the main one holds the run folder and tells its status."""
-    runtime = Runtime(config.training)
+    runtime = Runtime(config.training, config.speed)
     status = Status(config.run_dir / "status.json")
 
     def lost(reason: str) -> None:

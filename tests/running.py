@@ -182,7 +182,7 @@ def scalars(run_dir: Path, stage: str) -> dict[str, dict[int, float]]:
 def new_setup(config: Config) -> loop.Setup:
     """What stages are built on, as the commands do."""
     AcceleratorState._reset_state(True)
-    return workflow._setup(config, Runtime(config.training))
+    return workflow._setup(config, Runtime(config.training, config.speed))
 
 
 def batch_of(setup: loop.Setup, step: int) -> list[MicroBatch]:

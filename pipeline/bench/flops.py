@@ -44,6 +44,8 @@ def per_image(config: Config) -> dict[str, int]:
         part("D: backward", scores.sum().backward)
         judged = part("penalty: gradient", lambda: torch.stack(critic(real, fused, torch.rand(2))), "D: real and fused")
         part("penalty: double backward", judged.sum().backward, "D: backward")
+        for name in ("penalty: gradient", "penalty: double backward"):
+            parts[name] //= config.penalty.every
         critic.requires_grad_(False)
         part("frozen D: fused, to its pixels", lambda: critic.score(fused.requires_grad_()).sum().backward())
         targets, features = part("VGG: real", lambda: vgg(real)), part("VGG: fused", lambda: vgg(fused))

@@ -66,7 +66,7 @@ def measure(config: Config, steps: int) -> Report:
     """
     perceptual = config.perceptual.model_copy(update={"weights": "random", "feature_scale": "none"})
     config = config.model_copy(update={"perceptual": perceptual})
-    runtime = Runtime(config.training)
+    runtime = Runtime(config.training, config.speed)
     no_images = cast(FaceImages, None)  # the steps are given theirs
     setup = Setup(config, runtime, no_images, no_images)
     counted = flops.per_image(config)
@@ -135,6 +135,7 @@ def _speed(make: Callable[[], Stage], setup: Setup, steps: int, flop: int, rate:
     for number in range(WARM_UP, WARM_UP + steps):
         stage.step(number, batch)
     seconds = (_now(device) - began) / steps
+    setup.runtime.check()
     if setup.runtime.failure:
         raise UserError(setup.runtime.failure)
     images = sum(len(micro.images) for micro in batch) / seconds

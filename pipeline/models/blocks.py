@@ -25,7 +25,7 @@ def down(inputs: int, outputs: int, kernel_size: int, norm: Norm) -> nn.Sequenti
     """Half the resolution: convolution, normalisation, LeakyReLU(0.2). (B, in, H, W) -> (B, out, H/2, W/2)."""
     padding = (kernel_size - 1) // 2
     convolution = nn.Conv2d(inputs, outputs, kernel_size, stride=2, padding=padding, bias=norm == "none")
-    return nn.Sequential(convolution, *_norm(norm, outputs), nn.LeakyReLU(0.2))
+    return nn.Sequential(convolution, *_norm(norm, outputs), nn.LeakyReLU(0.2, inplace=True))
 
 
 def up(inputs: int, outputs: int, kernel_size: int, norm: Norm, activation: nn.Module) -> nn.Sequential:

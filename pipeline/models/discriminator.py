@@ -27,6 +27,7 @@ class Discriminator(nn.Module):
     def __init__(self, config: ModelConfig, penalty: PenaltyConfig, image_size: int) -> None:
         super().__init__()
         self.penalty = penalty
+        self.couples_samples = config.discriminator_norm == "batch"
         self.body = blocks.down_stack(config.base_channels, config.kernel_size, config.discriminator_norm)
         side = image_size // 2**blocks.BLOCKS
         self.output = nn.Linear(blocks.widths(config.base_channels)[-1] * side * side, 1)
@@ -38,14 +39,20 @@ class Discriminator(nn.Module):
         scores: Tensor = self.output(self.body(images).flatten(1))
         return scores.squeeze(1)
 
-    def forward(self, real: Tensor, fake: Tensor, position: Tensor) -> DiscriminatorOutput:
+    def forward(self, real: Tensor, fake: Tensor, position: Tensor, penalised: bool = True) -> DiscriminatorOutput:
         """Scores and penalty.
 
         Args:
             real, fake: (B, 3, H, W) in [-1, 1], without gradient.
             position: (B,) in [0, 1], where on the segment from fake to real the penalty is taken (`interpolate`).
+            penalised: False leaves the penalty out: zeros.
         """
-        return DiscriminatorOutput(self.score(real), self.score(fake), self._penalty(real, fake, position))
+        if self.couples_samples:
+            of_real, of_fake = self.score(real), self.score(fake)
+        else:  # the large weights of the last blocks are read once for both
+            of_real, of_fake = self.score(torch.cat([real, fake])).chunk(2)
+        penalty = self._penalty(real, fake, position) if penalised else torch.zeros_like(of_real)
+        return DiscriminatorOutput(of_real, of_fake, penalty)
 
     def _penalty(self, real: Tensor, fake: Tensor, position: Tensor) -> Tensor:
         """k E_x ||grad_x D(x)||^p, (B,), in fp32 outside autocast: half precision loses the second derivative."""

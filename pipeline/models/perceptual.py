@@ -52,7 +52,7 @@ class PerceptualNetwork(nn.Module):
         self.config = config
         taps = TAPS[config.arch]
         features = vgg.make_layers(vgg.cfgs[STACKS[config.arch]], batch_norm=False)[: taps[-1] + 2]
-        self.features = nn.ModuleList(nn.ReLU() if isinstance(layer, nn.ReLU) else layer for layer in features)
+        self.features = nn.ModuleList(features)
         self.taps = {tap + 1 for tap in taps}
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))

@@ -14,7 +14,6 @@ from pipeline.data.loader import MicroBatch
 from pipeline.data.order import Stream, generator
 from pipeline.errors import UserError
 from pipeline.evaluation.effects import effect_matrix
-from pipeline.images import normalise
 from pipeline.models.autoencoder import FusionAutoencoder, FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
 from pipeline.models.discriminator import Discriminator
@@ -48,12 +47,13 @@ class FusionStage:
         config, self.setup, self.runtime = setup.config, setup, setup.runtime
         self.pretrained = pretrained
         self.total_steps = config.training.fusion_steps
-        device = self.runtime.device
+        place = self.runtime.place
         # First of all: where its weights are missing, on one rank or all, none is left waiting in a collective.
-        self.perceptual = self.runtime.ranks.together(lambda: PerceptualNetwork(config.perceptual)).to(device)
-        autoencoder = FusionAutoencoder(config.model).to(device)
+        self.perceptual = place(self.runtime.ranks.together(lambda: PerceptualNetwork(config.perceptual)))
+        autoencoder = place(FusionAutoencoder(config.model))
         self.average = MovingAverage(autoencoder, config.training.ema_decay)
-        self.critic = Discriminator(config.model, config.penalty, config.data.image_size).to(device)
+        self.critic = place(Discriminator(config.model, config.penalty, config.data.image_size))
+        self.runtime.compile(self.perceptual, autoencoder.encoder, autoencoder.generator)
         self.autoencoder = self.runtime.wrap(autoencoder)
         self.discriminator = self.runtime.wrap(self.critic)
         self.optimizers = {
@@ -64,7 +64,7 @@ class FusionStage:
         self.weights = config.loss_weights.model_dump()
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
-        ).to(device)
+        ).to(self.runtime.device)
 
     def begin(self) -> None:
         found = checkpoint.find(self.pretrained)
@@ -85,14 +85,16 @@ class FusionStage:
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         micros = self._inputs(step, batch)
-        outputs, terms = self._discriminator_step(micros)
+        outputs, terms = self._discriminator_step(micros, step % self.setup.config.penalty.every == 0)
         terms |= self._generator_step(micros, outputs)
         self.average.update(self.setup.config.training.pretrain_steps + step + 1)
         return terms
 
-    def _discriminator_step(self, micros: list[Inputs]) -> tuple[list[FusionOutput], dict[str, Tensor]]:
+    def _discriminator_step(
+        self, micros: list[Inputs], penalised: bool
+    ) -> tuple[list[FusionOutput], dict[str, Tensor]]:
         """Returns the outputs whose graph the generator step may use: with one micro-batch they fit in memory."""
-        keep = len(micros) == 1
+        keep, weight = len(micros) == 1, self.setup.config.penalty.every
         outputs, sums = [], Sums(len(micros))
         for place, micro in enumerate(micros, 1):
             with torch.set_grad_enabled(keep):
@@ -100,13 +102,14 @@ class FusionStage:
             if keep:
                 outputs.append(output)
             with self.runtime.accumulating(self.discriminator, more=place < len(micros)):
-                real, fake, penalty = self.discriminator(micro.images, output.fused.detach(), micro.position)
+                real, fake, penalty = self.discriminator(micro.images, output.fused.detach(), micro.position, penalised)
                 critic = losses.adversarial_critic(real, fake).mean()
-                self.runtime.backward((critic + penalty.mean()) / len(micros))
-            sums.add({"loss/penalty": penalty, "critic/real": real, "critic/fake": fake, "critic/wasserstein": -critic})
+                self.runtime.backward((critic + weight * penalty.mean()) / len(micros))
+            sums.add({"critic/real": real, "critic/fake": fake, "critic/wasserstein": -critic})
+            if penalised:
+                sums.add({"loss/penalty": penalty, "loss_weighted/penalty": penalty})
         norm = self.runtime.apply(self.optimizers["discriminator"], "train, discriminator")
-        means = sums.means()
-        return outputs, {**means, "loss_weighted/penalty": means["loss/penalty"], "gradient_norm/discriminator": norm}
+        return outputs, {**sums.means(), "gradient_norm/discriminator": norm}
 
     def _generator_step(self, micros: list[Inputs], outputs: list[FusionOutput]) -> dict[str, Tensor]:
         """D is frozen, and called without its DDP wrapper: nothing of it is averaged here."""
@@ -160,16 +163,15 @@ class FusionStage:
         }, per_layer
 
     def _inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:
-        config, device = self.setup.config, self.runtime.device
+        config, runtime = self.setup.config, self.runtime
         size = config.training.global_batch_size
         lambda_ = self._draw(generator(config.seed, Stream.LAMBDA, step), size)
         position = torch.from_numpy(generator(config.seed, Stream.PENALTY, step).random(size, dtype="float32"))
-        dtype = torch.get_default_dtype()
         return [
             Inputs(
-                normalise(micro.images.to(device, non_blocking=True)),
-                lambda_[micro.place].to(device, dtype, non_blocking=True),
-                position[micro.place].to(device, dtype, non_blocking=True),
+                runtime.images(micro.images),
+                runtime.numbers(lambda_[micro.place]),
+                runtime.numbers(position[micro.place]),
             )
             for micro in batch
         ]

@@ -23,6 +23,7 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.runtime import Runtime
 from pipeline.training.tracking import Tracker
+from pipeline.training.writer import Writer, on_host
 
 CALIBRATION_IMAGES = 256
 FIXED = (
@@ -105,14 +106,13 @@ def run(stage: Stage, setup: Setup) -> None:
     ranks.on_main(lambda: files.write_text(setup.config.run_dir / "config.yaml", dump(setup.config)))
     tracker = Tracker(setup.config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, stage.total_steps)
     batches = setup.train.micro_batches(setup.order, done, stage.total_steps)
-    with closing(batches), closing(tracker):
+    with closing(batches), closing(tracker), closing(Writer(ranks)) as writer:
         while done < stage.total_steps:
             batch, failure = _next(batches, tracker)
             try:
-                ranks.agree(failure)
+                ranks.agree(failure or writer.failure)
             except (Interrupted, StoppedElsewhere, UserError, OSError) as stop:
-                if done > saved:
-                    _save_and_stop(stage, setup, tracker, done, stop)
+                _save_and_stop(stage, setup, tracker, writer, done, saved, stop)
                 raise
             terms = stage.step(done, batch)
             done += 1
@@ -129,8 +129,9 @@ def run(stage: Stage, setup: Setup) -> None:
             if show:
                 ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
             if save:
-                _save(stage, setup, done)
+                _save(stage, setup, writer, done)
                 saved = done
+        writer.finish()
 
 
 def _next(batches: Iterator[list[MicroBatch]], tracker: Tracker) -> tuple[list[MicroBatch], Exception | None]:
@@ -150,29 +151,34 @@ def _learning_rates(stage: Stage) -> dict[str, float]:
     return {f"learning_rate/{name}": o.param_groups[0]["lr"] for name, o in stage.optimizers.items()}
 
 
-def _save_and_stop(stage: Stage, setup: Setup, tracker: Tracker, step: int, stop: BaseException) -> None:
+def _save_and_stop(
+    stage: Stage, setup: Setup, tracker: Tracker, writer: Writer, step: int, saved: int, stop: BaseException
+) -> None:
     """Every rank is here, between two steps. What stopped the run may stop this too: it is told first."""
     try:
-        tracker.flush(step, _learning_rates(stage))
-        stage.settle()
-        _save(stage, setup, step)
+        if step > saved:
+            tracker.flush(step, _learning_rates(stage))
+            stage.settle()
+            _save(stage, setup, writer, step)
+        writer.finish()
     except (UserError, OSError, StoppedElsewhere):
         if getattr(stop, "exit_code", 2) == 2:
             raise stop from None
         raise
 
 
-def _save(stage: Stage, setup: Setup, step: int) -> None:
+def _save(stage: Stage, setup: Setup, writer: Writer, step: int) -> None:
     """The main rank writes; a failure there stops all."""
     runtime = setup.runtime
-
-    def write() -> None:
-        weights = {
-            f"{name}.{key}": value
-            for name, module in stage.modules.items()
-            for key, value in module.state_dict().items()
-        }
-        optimizers = {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()}
+    if runtime.ranks.is_main:
+        weights = on_host(
+            {
+                f"{name}.{key}": value
+                for name, module in stage.modules.items()
+                for key, value in module.state_dict().items()
+            }
+        )
+        optimizers = on_host({name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()})
         state = {
             "stage": stage.name,
             "images_seen": step * setup.config.training.global_batch_size,
@@ -182,10 +188,14 @@ def _save(stage: Stage, setup: Setup, step: int) -> None:
         }
         optimizers["scaler"] = runtime.scaler_state()
         folder = checkpoint_folder(setup.config, stage.name)
-        path = checkpoint.save(folder, step, weights, optimizers, state, setup.config.tracking.keep_checkpoints)
-        runtime.say(f"{stage.name}: saved {path}")
 
-    runtime.ranks.on_main(write)
+        def write() -> None:
+            path = checkpoint.save(folder, step, weights, optimizers, state, setup.config.tracking.keep_checkpoints)
+            runtime.say(f"{stage.name}: saved {path}")
+
+        writer.start(write)
+    if not setup.config.tracking.asynchronous_saves:
+        writer.finish()
 
 
 def _dump(stage: Stage, setup: Setup, step: int, batch: list[MicroBatch], terms: Mapping[str, Tensor]) -> Path:
@@ -235,6 +245,10 @@ def _resume(stage: Stage, setup: Setup) -> int:
     restore(found, stage.modules)
     for name, optimizer in stage.optimizers.items():
         optimizer.load_state_dict(found.optimizers[name])
+        for parameter, memory in optimizer.state.items():  # a fused step wants them laid out alike
+            for key, value in memory.items():
+                if value.shape == parameter.shape:
+                    memory[key] = torch.empty_like(parameter).copy_(value)
         for group in optimizer.param_groups:  # as configured now, not then
             group.update({key: optimizer.defaults[key] for key in ("lr", "betas")})
     runtime.load_scaler_state(found.optimizers["scaler"])

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from pipeline import losses, pictures
 from pipeline.data.loader import MicroBatch
-from pipeline.images import normalise
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
 from pipeline.training.loop import Setup
@@ -23,8 +22,9 @@ class PretrainStage:
     def __init__(self, setup: Setup) -> None:
         config, self.setup, self.runtime = setup.config, setup, setup.runtime
         self.total_steps = config.training.pretrain_steps
-        module = FusionAutoencoder(config.model).to(self.runtime.device)
+        module = self.runtime.place(FusionAutoencoder(config.model))
         self.average = MovingAverage(module, config.training.ema_decay)
+        self.runtime.compile(module.encoder, module.generator)
         self.autoencoder = self.runtime.wrap(module)
         self.optimizers = {"autoencoder": self.runtime.optimizer(module, config.optimizer)}
         self.modules = self.average.modules()
@@ -35,7 +35,7 @@ class PretrainStage:
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         total = torch.zeros((), device=self.runtime.device)
         for place, micro in enumerate(batch, 1):
-            images = normalise(micro.images.to(self.runtime.device, non_blocking=True))
+            images = self.runtime.images(micro.images)
             with self.runtime.accumulating(self.autoencoder, more=place < len(batch)):
                 output = self.autoencoder(images)
                 loss = losses.reconstruction(output.reconstruction, images).mean() / len(batch)

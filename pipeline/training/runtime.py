@@ -3,11 +3,12 @@
 `accelerate` does the work; what it hides and what matters here is spelled out at the lines concerned.
 """
 
+import math
 import os
 from collections import Counter
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -16,8 +17,9 @@ from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, In
 from torch import Tensor, nn
 
 from pipeline import signals
-from pipeline.config import OptimizerConfig, TrainingConfig
+from pipeline.config import OptimizerConfig, SpeedConfig, TrainingConfig
 from pipeline.errors import UserError
+from pipeline.images import normalise
 from pipeline.training.ranks import Ranks
 
 MIN_LOSS_SCALE = 1e-4
@@ -29,10 +31,21 @@ COLLECTIVE_PATIENCE = timedelta(minutes=30)
 M = TypeVar("M", bound=nn.Module)
 
 
+class Attempt(NamedTuple):
+    """One optimizer step, as far as the device knows."""
+
+    what: str
+    parameters: list[nn.Parameter]
+    norms: Tensor
+    """Of each parameter's gradient."""
+    finite: Tensor
+    """Whether they all are: otherwise the step was skipped."""
+
+
 class Runtime:
     """One per process. Every rank constructs it, before any module."""
 
-    def __init__(self, config: TrainingConfig) -> None:
+    def __init__(self, config: TrainingConfig, speed: SpeedConfig | None = None) -> None:
         precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         check_device(config.device, precision)
         with signals.leaving():  # the first ranks wait here for the last
@@ -56,6 +69,14 @@ class Runtime:
         self._names: dict[int, str] = {}
         self._skipped_in_a_row: Counter[str] = Counter()
         self._max_skipped = config.max_skipped_steps
+        self._attempts: list[Attempt] = []
+        self.speed = speed or SpeedConfig()
+        on_gpu = self.device.type == "cuda"
+        self.checks_at_once = not on_gpu  # there is nothing to wait for
+        channels_last = on_gpu if self.speed.channels_last is None else self.speed.channels_last
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        torch.backends.cudnn.benchmark = self.speed.cudnn_benchmark
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.speed.tf32
 
     @property
     def device(self) -> torch.device:
@@ -67,8 +88,28 @@ class Runtime:
         if self.ranks.is_main:
             print(message, flush=True)
 
+    def place(self, module: M) -> M:
+        """Move to the device, laid out as images are."""
+        return module.to(device=self.device, memory_format=self.memory_format)  # type: ignore[call-overload, no-any-return]
+
+    def compile(self, *modules: nn.Module) -> None:
+        """Compile what these compute, where the configuration says so; they stay the same objects."""
+        if self.speed.compile != "no":
+            for module in modules:
+                module.compile(mode=self.speed.compile, dynamic=False)
+
+    def images(self, images: Tensor) -> Tensor:
+        """(m, 3, S, S) uint8 in host memory or on the device -> in [-1, 1] on the device, without waiting for it."""
+        sent = images.to(self.device, non_blocking=True)
+        return normalise(sent).to(memory_format=self.memory_format)
+
+    def numbers(self, values: Tensor) -> Tensor:
+        """Small numbers from the host -> torch's default dtype on the device, without waiting for it."""
+        values = values.to(torch.get_default_dtype())
+        return (values if self.checks_at_once else values.pin_memory()).to(self.device, non_blocking=True)
+
     def wrap(self, module: M) -> M:
-        """Move to the device and wrap in DDP where there are several ranks. Its forward runs under autocast."""
+        """Wrap in DDP where there are several ranks. Its forward runs under autocast."""
         wrapped: M = self.accelerator.prepare_model(module)
         return wrapped
 
@@ -100,33 +141,60 @@ class Runtime:
     def apply(self, optimizer: AcceleratedOptimizer, what: str) -> Tensor:
         """One optimizer step, unless a gradient is not finite; then the gradients are cleared.
 
-        Every rank holds the same averaged gradients, so all of them decide alike. After `max_skipped_steps` of
-        `what` in a row, or when the loss scale has collapsed, `failure` says so.
+        Every rank holds the same averaged gradients, so all of them decide alike; the fused optimizer decides on the
+        device, and `check` finds out later.
 
         Returns:
             The norm of the gradients, a float32 scalar.
         """
         self.accelerator.unscale_gradients(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        finite = bool(torch.isfinite(norm))
-        if not finite:
-            self.bad_gradients = [self._names[id(p)] for p in parameters if not torch.isfinite(p.grad).all()]
-            if self.accelerator.scaler is None:  # which tries larger scales until one overflows
-                self.say(f"{what}: a gradient is not finite ({self.bad_gradients[0]}); the step is not applied")
-        if finite or self.accelerator.scaler is not None:
-            optimizer.step()  # the scaler, where there is one, skips the step and lowers the scale
+        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))
+        norm: Tensor = torch.linalg.vector_norm(norms)
+        attempt = Attempt(what, parameters, norms, torch.isfinite(norm))
+        if self.accelerator.scaler is not None:
+            optimizer.step()  # the scaler skips the step and lowers the scale
+        elif optimizer.defaults["fused"]:
+            optimizer.optimizer.found_inf = (~attempt.finite).float()  # as a scaler would set it
+            optimizer.step()
+        elif attempt.finite:  # waits for the device
+            optimizer.step()
         optimizer.zero_grad()
-        self._skipped_in_a_row[what] = 0 if finite else self._skipped_in_a_row[what] + 1
-        self.skipped_steps += not finite
+        self._attempts.append(attempt)
+        if self.checks_at_once:
+            self.check()
+        return norm
+
+    def check(self) -> None:
+        """Find out which steps were skipped since the last call, and whether training can go on; alike on all ranks.
+
+        After `max_skipped_steps` of a kind in a row, or when the loss scale has collapsed, `failure` says so. Waits for
+        a GPU: called once per log interval there.
+        """
+        attempts, self._attempts = self._attempts, []
+        if not attempts:
+            return
+        for attempt, finite in zip(attempts, torch.stack([a.finite for a in attempts]).tolist(), strict=True):
+            self._skipped_in_a_row[attempt.what] = 0 if finite else self._skipped_in_a_row[attempt.what] + 1
+            if not finite:
+                self._skipped(attempt)
+        if self.failure is None and self.loss_scale < MIN_LOSS_SCALE:
+            what = attempts[-1].what
+            self.failure = f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no"
+
+    def _skipped(self, attempt: Attempt) -> None:
+        what, norms = attempt.what, attempt.norms.tolist()
+        self.skipped_steps += 1
+        self.bad_gradients = [
+            self._names[id(p)] for p, norm in zip(attempt.parameters, norms, strict=True) if not math.isfinite(norm)
+        ] or ["all together"]
+        if self.accelerator.scaler is None:  # which tries larger scales until one overflows
+            self.say(f"{what}: a gradient is not finite ({self.bad_gradients[0]}); the step is not applied")
         if self._skipped_in_a_row[what] >= self._max_skipped:
             self.failure = (
                 f"{what}: the gradient was not finite {self._max_skipped} times in a row; the run stops. "
                 "Resume from the last checkpoint with a lower learning_rate, or without mixed precision"
             )
-        elif self.loss_scale < MIN_LOSS_SCALE:
-            self.failure = f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no"
-        return norm
 
     @property
     def loss_scale(self) -> float:

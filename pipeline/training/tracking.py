@@ -42,11 +42,11 @@ class Tracker:
 
     def add(self, terms: Mapping[str, Tensor], images: int) -> None:
         """Take in the scalars of one step; `images` over all ranks. What is not finite is left out of the means."""
-        for name, value in terms.items():
-            value = value.detach().float()
-            finite = torch.isfinite(value)
-            sum_and_count = torch.stack([torch.where(finite, value, 0.0), finite.float()])
-            self._sums[name] = self._sums.get(name, 0) + sum_and_count
+        values = torch.stack([value.detach().float() for value in terms.values()])  # few operations for many terms
+        finite = torch.isfinite(values)
+        sums_and_counts = torch.stack([torch.where(finite, values, 0.0), finite.float()], dim=1)
+        names = tuple(terms)
+        self._sums[names] = self._sums.get(names, 0) + sums_and_counts
         self._steps += 1
         self._images += images
 
@@ -58,8 +58,13 @@ class Tracker:
         """
         if not self._steps:
             return {}
-        names = sorted(self._sums)
-        sums, counts = self.runtime.sum(torch.stack([self._sums[name] for name in names])).cpu().unbind(1)
+        self.runtime.check()
+        totals: dict[str, Tensor] = {}
+        for group, sums_and_counts in self._sums.items():
+            for name, sum_and_count in zip(group, sums_and_counts, strict=True):
+                totals[name] = totals.get(name, 0) + sum_and_count
+        names = sorted(totals)
+        sums, counts = self.runtime.sum(torch.stack([totals[name] for name in names])).cpu().unbind(1)
         means = {**dict(zip(names, (sums / counts).tolist(), strict=True)), **others}
         seconds = time.perf_counter() - self._since
         means["speed/images_per_second"] = self._images / seconds
@@ -98,7 +103,8 @@ class Tracker:
         self.runtime.say(f"{self.stage} {step}/{self.total_steps}  {shown}")
 
     def _start_interval(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        """Sums and counts, (terms, 2), of the terms of these names."""
         self._steps = self._images = 0
         self._waited = 0.0
         self._since = time.perf_counter()

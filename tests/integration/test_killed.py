@@ -127,7 +127,6 @@ def narrow_and_deterministic() -> None:
     narrow()
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
 
 
 @pytest.mark.gpu
@@ -136,7 +135,7 @@ def narrow_and_deterministic() -> None:
 def test_killed_on_a_gpu(trained: Trained, tmp_path: Path, precision: str) -> None:
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU has no bf16")
-    options = ("training.device=cuda", f"training.mixed_precision={precision}")
+    options = ("training.device=cuda", f"training.mixed_precision={precision}", "speed.cudnn_benchmark=false")
     kill_often(tmp_path, Job(trained.shards, 1, options, precision == "fp16", narrow_and_deterministic), 12)
 
 

@@ -1,0 +1,260 @@
+"""Every lever leaves the numbers of the plain path as they are; and the host does not wait for the device."""
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import Trained, assert_equal_bits, batch_of, latentfuse, new_setup, tiny_arguments, tiny_config
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.config import ModelConfig, OptimizerConfig, PenaltyConfig
+from pipeline.models.discriminator import Discriminator
+from pipeline.training import checkpoint
+from pipeline.training.fusion import FusionStage
+from pipeline.training.runtime import Runtime
+
+WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
+"""Operations that bring numbers to the host."""
+
+
+@pytest.fixture(autouse=True)
+def exact() -> Any:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def new_stage(trained: Trained, folder: Path, *overrides: str) -> FusionStage:
+    stage = FusionStage(new_setup(tiny_config(folder / "run", trained.shards, *overrides)), trained.run / "pretrain")
+    stage.begin()
+    return stage
+
+
+def train(stage: FusionStage, steps: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The terms of the last step, and all weights after it."""
+    for step in range(steps):
+        terms = stage.step(step, batch_of(stage.setup, step))
+    stage.runtime.check()
+    return terms, {f"{n}.{k}": v for n, m in stage.modules.items() for k, v in m.state_dict().items()}
+
+
+LEVERS = {
+    "channels_last": ("speed.channels_last=true",),
+    "fused Adam": ("optimizer.fused=true",),
+    "TF32 and chosen convolutions": ("speed.tf32=true", "speed.cudnn_benchmark=true"),
+    "all": ("speed.channels_last=true", "optimizer.fused=true"),
+}
+PLAIN = ("speed.channels_last=false", "speed.tf32=false", "speed.cudnn_benchmark=false", "optimizer.fused=false")
+
+
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("lever", LEVERS)
+def test_a_lever_changes_nothing_but_rounding(trained: Trained, tmp_path: Path, lever: str, norm: str) -> None:
+    common = (*PLAIN, f"model.discriminator_norm={norm}")
+    plain_terms, plain = train(new_stage(trained, tmp_path, *common))
+    terms, weights = train(new_stage(trained, tmp_path, *common, *LEVERS[lever]))
+    torch.testing.assert_close(terms, plain_terms, rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(weights, plain, rtol=1e-7, atol=1e-9)
+
+
+def test_the_layout_is_what_was_asked_for(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path, "speed.channels_last=true")
+    convolutions = [p for m in stage.modules.values() for p in m.parameters() if p.dim() == 4]
+    assert convolutions and all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+    (micro,) = stage._inputs(0, batch_of(stage.setup, 0))
+    assert micro.images.is_contiguous(memory_format=torch.channels_last) and not micro.images.is_contiguous()
+
+
+@pytest.mark.slow
+def test_compiled(trained: Trained, tmp_path: Path) -> None:
+    """By torch's own compiler, for the CPU: minutes."""
+    options = ("model.base_channels=2", "training.fusion_steps=2")
+    plain_terms, plain = train(new_stage(trained, tmp_path, *options), 2)
+    terms, weights = train(new_stage(trained, tmp_path, *options, "speed.compile=default"), 2)
+    torch.testing.assert_close(terms, plain_terms, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(weights, plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_penalty_at_an_interval_has_the_same_expectation(
+    trained: Trained, tmp_path: Path, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of D on one batch at one state, averaged over an interval of steps."""
+    seen: list[list[Tensor]] = []
+    means = []
+    for interval in (1, every):
+        stage = new_stage(trained, tmp_path, f"penalty.every={interval}", "model.discriminator_output_gain=1")
+        micros = stage._inputs(0, batch_of(stage.setup, 0))
+
+        def keep(optimizer: Any, what: str, stage: FusionStage = stage) -> Tensor:
+            seen.append([p.grad.clone() for p in stage.critic.parameters() if p.grad is not None])
+            optimizer.zero_grad()
+            return torch.zeros(())
+
+        monkeypatch.setattr(stage.runtime, "apply", keep)
+        seen.clear()
+        logged = [stage._discriminator_step(micros, step % interval == 0)[1] for step in range(interval)]
+        assert ["loss/penalty" in terms for terms in logged] == [step == 0 for step in range(interval)]
+        means.append([torch.stack(each).mean(0) for each in zip(*seen, strict=True)])
+    torch.testing.assert_close(means[1], means[0], rtol=1e-9, atol=1e-14)
+    if every > 1:
+        assert not torch.allclose(seen[0][0], seen[1][0]), "the penalty is in the first step only"
+
+
+def test_a_step_with_an_interval_logs_the_penalty_where_it_is(trained: Trained, tmp_path: Path) -> None:
+    stage = new_stage(trained, tmp_path, "penalty.every=2")
+    terms = [stage.step(step, batch_of(stage.setup, step)) for step in range(3)]
+    assert ["loss_weighted/penalty" in each for each in terms] == [True, False, True]
+
+
+@pytest.mark.parametrize("norm", ["layer", "none", "batch"])
+def test_scoring_both_at_once_is_scoring_each(norm: Any) -> None:
+    torch.manual_seed(0)
+    critic = Discriminator(ModelConfig(base_channels=2, discriminator_norm=norm), PenaltyConfig(), 32)
+    real, fake = torch.rand(2, 4, 3, 32, 32) * 2 - 1
+    output = critic(real, fake, torch.rand(4), penalised=False)
+    torch.testing.assert_close(output.real, critic.score(real), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(output.fake, critic.score(fake), rtol=1e-12, atol=1e-14)
+    assert output.penalty.tolist() == [0, 0, 0, 0]
+
+
+class Waits(TorchDispatchMode):
+    """Counts what brings numbers to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).rsplit(".", 1)[0]
+        if name in WAITS:
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("brings a tensor to the host")
+
+
+@pytest.mark.parametrize("options", [(), ("training.micro_batch_size=2",)])
+def test_a_step_never_waits_for_the_device(
+    trained: Trained, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = new_stage(trained, tmp_path, *options)
+    stage.runtime.checks_at_once = False  # as on a GPU
+    monkeypatch.setattr(stage.runtime, "numbers", lambda values: values.to(torch.float64))  # pinned memory needs one
+    batch = batch_of(stage.setup, 0)
+    for name in ("tolist", "cpu", "numpy"):
+        monkeypatch.setattr(Tensor, name, refuse)
+    with Waits() as waits:
+        stage.step(0, batch)
+        stage.step(1, batch)
+        assert not waits.seen
+        with pytest.raises(AssertionError, match="to the host"):
+            stage.runtime.check()
+        assert bool(torch.ones(())) and waits.seen, "the counter counts"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_a_step_never_waits_for_a_gpu(trained: Trained, tmp_path: Path, precision: str) -> None:
+    torch.set_default_dtype(torch.float32)
+    options = ("training.device=cuda", f"training.mixed_precision={precision}")
+    stage = new_stage(trained, tmp_path, *options)
+    batch = batch_of(stage.setup, 0)
+    stage.step(0, batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        stage.step(1, batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_skipped_steps_are_found_later(trained: Trained, tmp_path: Path, fused: bool) -> None:
+    """The optimizer skips on the device; who looks after several steps learns the same as who looks after each."""
+    told = []
+    for at_once in (True, False):
+        setup = new_setup(tiny_config(tmp_path / "run", trained.shards, "training.max_skipped_steps=3"))
+        runtime: Runtime = setup.runtime
+        runtime.checks_at_once = at_once
+        torch.manual_seed(0)
+        module = torch.nn.Linear(2, 1)
+        optimizer = runtime.optimizer(module, OptimizerConfig(fused=fused))
+        for factor in (1.0, float("nan"), 2.0, float("inf"), float("nan"), float("nan"), 1.0):
+            runtime.backward(module(torch.ones(1, 2)).sum() * factor)
+            runtime.apply(optimizer, "test")
+        if not at_once:
+            assert runtime.failure is None and runtime.skipped_steps == 0
+            runtime.check()
+        told.append((runtime.failure, runtime.skipped_steps, runtime.bad_gradients, module.weight.tolist()))
+    assert told[0] == told[1] and told[0][1] == 4 and told[0][0] is not None
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_default_dtype(torch.float32)
+    save, stepped = checkpoint.save, threading.Event()
+    step = FusionStage.step
+
+    def slow(folder: Path, number: int, *rest: Any) -> Path:
+        if number == 2:
+            assert stepped.wait(60), "no step was made while step 2 was being written"
+        return save(folder, number, *rest)
+
+    def watched(self: FusionStage, number: int, batch: Any) -> Any:
+        terms = step(self, number, batch)
+        if number == 3:  # the fourth: the weights are not those of the second any more
+            stepped.set()
+        return terms
+
+    run = tmp_path / "run"
+    options = ("training.fusion_steps=5", "tracking.checkpoint_every=2")
+    init = ("--init", trained.run / "pretrain")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", slow)
+        patch.setattr(FusionStage, "step", watched)
+        assert latentfuse("train", *tiny_arguments(run, trained.shards, *options), *init).code == 0
+    other = tmp_path / "other"
+    options += ("tracking.asynchronous_saves=false",)
+    assert latentfuse("train", *tiny_arguments(other, trained.shards, *options), *init).code == 0
+    saved = checkpoint.steps(run / "train" / "checkpoints")
+    assert [path.name for path in saved] == ["step-00000002", "step-00000004", "step-00000005"]
+    for path in saved:
+        assert_equal_bits(path, other / "train" / "checkpoints" / path.name)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_save_that_fails_ends_the_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: str
+) -> None:
+    torch.set_default_dtype(torch.float32)
+    run, save = tmp_path / "run", checkpoint.save
+
+    def full(folder: Path, number: int, *rest: Any) -> Path:
+        if number >= 4:
+            raise checkpoint.UserError("the disk is full")
+        return save(folder, number, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    options = (f"tracking.asynchronous_saves={asynchronous}", "training.fusion_steps=200")
+    result = latentfuse("train", *tiny_arguments(run, trained.shards, *options), "--init", trained.run / "pretrain")
+    result.assert_one_line("the disk is full")
+    assert "saved" in result.out and checkpoint.newest(run / "train" / "checkpoints")[0].step == 2  # type: ignore[union-attr]
+
+
+def test_switches_reach_torch(trained: Trained, tmp_path: Path) -> None:
+    for value in (True, False):
+        setting = str(value).lower()
+        config = tiny_config(
+            tmp_path / "run", trained.shards, f"speed.tf32={setting}", f"speed.cudnn_benchmark={setting}"
+        )
+        new_setup(config)
+        assert torch.backends.cudnn.benchmark is value and torch.backends.cudnn.allow_tf32 is value
+        assert torch.backends.cuda.matmul.allow_tf32 is value
