@@ -98,21 +98,44 @@ class Bundle:
         generated: Tensor = self.model.generator(z.to(self.device))
         return generated
 
-    def fuse(self, a: Photograph, b: Photograph, lambda_: float | Sequence[float] | Tensor) -> Tensor:
+    def fuse(
+        self, a: Photograph, b: Photograph, lambda_: float | Sequence[float] | Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """C = G(Lambda o E(A) + (1 - Lambda) o E(B)), METHOD (1).
 
         Args:
             a, b: photographs, or batches of equal size.
             lambda_: one number for all elements; N numbers; or a tensor (N,), (B, N), (N, h, w) or (B, N, h, w).
                 All in [0, 1]; 1 gives A', 0 gives B'.
+            mask: fuse a region only, as `fuse_region` does.
 
         Returns:
             (B, 3, S, S) in [-1, 1].
 
         Raises:
-            UserError: for a Lambda of the wrong length or out of range, or an image that cannot be read.
+            UserError: for a Lambda or mask of the wrong shape or out of range, or an image that cannot be read.
         """
+        if mask is not None:
+            return self.fuse_region(a, b, mask, lambda_)[1]
         return self.model.fuse_latents(self.encode(a), self.encode(b), self.check_lambda(lambda_))
+
+    def fuse_region(
+        self, a: Photograph, b: Photograph, mask: Tensor, lambda_: float | Sequence[float] | Tensor = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """A', and C that differs from it inside a region: how far C leaks out of it is seen beside A'.
+
+        Args:
+            a, b, lambda_: as in `fuse`; `lambda_` holds inside the region, outside of it 1.
+            mask: (S, S), or (B, S, S) for each pair its own, in [0, 1]: 1 where B enters. See `pipeline.regions.mask`.
+
+        Returns:
+            A' and C, (B, 3, S, S) in [-1, 1]; of equal bits where a mask is 0 everywhere.
+
+        Raises:
+            UserError: as `fuse`.
+        """
+        z_a, z_b = self.encode(a), self.encode(b)
+        return self.model.fuse_region(z_a, z_b, self.check_lambda(lambda_), self.check_mask(mask, len(z_a)))
 
     def check_lambda(self, lambda_: float | Sequence[float] | Tensor) -> Tensor:
         """Lambda as a float32 tensor of one of its four shapes, on the device.
@@ -134,6 +157,20 @@ class Bundle:
         outside = values[~((values >= 0) & (values <= 1))]
         if len(outside):
             raise UserError(f"lambda: {outside[0].item():g} is outside [0, 1]")
+        return values
+
+    def check_mask(self, mask: Tensor, count: int) -> Tensor:
+        """A mask for `count` pairs as a float32 tensor (S, S) or (count, S, S), on the device.
+
+        Raises:
+            UserError: if it does not fit.
+        """
+        size = self.image_size
+        values = mask.to(self.device, torch.float32)
+        if values.shape not in ((size, size), (count, size, size)):
+            raise UserError(f"mask: shape {tuple(mask.shape)}: ({size}, {size}) or ({count}, {size}, {size}) is needed")
+        if not ((values >= 0) & (values <= 1)).all():
+            raise UserError("mask: its values must be in [0, 1]")
         return values
 
 

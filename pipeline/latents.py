@@ -8,7 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import regions
 from pipeline.config import LambdaMixture
+
+JITTER = 0.06
+"""How far a part of the face is drawn from its usual place, at most, in shares of the picture's side."""
 
 
 def element_sizes(channels: int, elements: int) -> tuple[int, ...]:
@@ -41,8 +45,9 @@ def expand(lambda_: Tensor, channels: int, height: int, width: int) -> Tensor:
         lambda_ = lambda_[:, :, None, None].expand(-1, -1, height, width)
     if lambda_.dim() != 4 or lambda_.shape[2:] != (height, width):
         raise ValueError(f"Lambda of shape {tuple(lambda_.shape)} does not fit a latent of {height} x {width}")
-    sizes = torch.tensor(element_sizes(channels, lambda_.shape[1]), device=lambda_.device)
-    return lambda_.repeat_interleave(sizes, dim=1, output_size=channels)  # (B, N, h, w) -> (B, C, h, w)
+    sizes = element_sizes(channels, lambda_.shape[1])
+    parts = zip(lambda_.split(1, dim=1), sizes, strict=True)  # sizes on a GPU would have to be sent there first
+    return torch.cat([part.expand(-1, size, -1, -1) for part, size in parts], dim=1)  # (B, N, h, w) -> (B, C, h, w)
 
 
 def mix(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
@@ -94,7 +99,8 @@ def draw(
 ) -> Tensor:
     """Training Lambdas, one per image, from the configured mixture.
 
-    All draws are made for all images whatever their kind, so that the Lambda of image i depends on i alone.
+    All draws are made for all images whatever their kind, so that the Lambda of image i depends on i alone. Areas come
+    last: a mixture without a spatial share skips them.
 
     Args:
         shared: give all elements of an image one value.
@@ -106,7 +112,6 @@ def draw(
     coins = random.integers(0, 2, size=(count, elements)).astype(np.float32)
     uniform = random.random((count, elements), dtype=np.float32)
     chosen = random.integers(0, elements, size=count)
-    rectangles = _rectangles(random, count, height, width)  # (count, h, w)
 
     endpoint = np.repeat(coins[:, :1], elements, axis=1)
     single = np.where(np.arange(elements) == chosen[:, None], 1 - endpoint, endpoint)
@@ -116,7 +121,7 @@ def draw(
     lambda_ = torch.from_numpy(flat.astype(np.float32))
     if mixture.spatial == 0:
         return lambda_
-    inside = torch.from_numpy(rectangles)[:, None]  # (count, 1, h, w)
+    inside = torch.from_numpy(_areas(random, count, height, width))[:, None]  # (count, 1, h, w)
     value = lambda_[:, :, None, None]  # an endpoint where the kind is spatial
     spatial = inside * value + (1 - inside) * (1 - value)
     return torch.where(torch.from_numpy(kind == 4)[:, None, None, None], spatial, value.expand_as(spatial))
@@ -125,6 +130,13 @@ def draw(
 def _shares(mixture: LambdaMixture) -> np.ndarray:
     shares = [mixture.endpoints, mixture.coin_flips, mixture.single, mixture.uniform, mixture.spatial]
     return np.array(shares) / sum(shares)  # exactly 1 in float64, as numpy wants it
+
+
+def _areas(random: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """(count, h, w) float32: 1 in a rectangle, a half or a part of the face, as often each."""
+    kinds = np.stack([kind(random, count, height, width) for kind in (_rectangles, _halves, _face_boxes)])
+    areas: np.ndarray = kinds[random.integers(0, len(kinds), size=count), np.arange(count)]
+    return areas
 
 
 def _rectangles(random: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
@@ -138,3 +150,27 @@ def _rectangles(random: np.random.Generator, count: int, height: int, width: int
 
     rectangles: np.ndarray = spans(height)[:, :, None] & spans(width)[:, None, :]
     return rectangles.astype(np.float32)
+
+
+def _halves(random: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """(count, h, w) float32: 1 in the left, right, upper or lower half; all 1 on a single cell."""
+    rows, columns = (np.arange(length) < (length + 1) // 2 for length in (height, width))
+    first: np.ndarray = np.where(random.integers(0, 2, size=(count, 1, 1)), rows[:, None], columns)
+    other = random.integers(0, 2, size=(count, 1, 1)).astype(bool) & (height * width > 1)
+    return (first ^ other).astype(np.float32)
+
+
+def _face_boxes(random: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """(count, h, w) float32: 1 in the cells that a part of the face touches, near its usual place in CelebA."""
+    boxes = np.array(regions.celeba_boxes())
+    left, top, right, bottom = boxes[random.integers(0, len(boxes), size=count)].T
+    across, down = random.uniform(-JITTER, JITTER, size=(2, count))
+
+    def touched(first: np.ndarray, last: np.ndarray, length: int) -> np.ndarray:
+        cells = np.arange(length)
+        inside: np.ndarray = (last[:, None] * length > cells) & (first[:, None] * length < cells + 1)
+        return inside
+
+    rows, columns = touched(top + down, bottom + down, height), touched(left + across, right + across, width)
+    boxed: np.ndarray = rows[:, :, None] & columns[:, None, :]
+    return boxed.astype(np.float32)

@@ -127,6 +127,37 @@ def test_spatial_is_a_rectangle() -> None:
     assert lam[:, 0].mean(0).std() < 0.06  # ones inside and zeros inside are equally likely
 
 
+def test_spatial_draws_rectangles_halves_and_parts_of_the_face() -> None:
+    grids = ["".join(str(int(value)) for value in grid.flatten()) for grid in draw("spatial", count=6000)[:, 0]]
+
+    def share(*rows: str) -> float:
+        """Of Lambdas that are 1 in these cells alone, or 0 in these cells alone."""
+        ones = "".join(rows)
+        return sum(grid in (ones, ones.translate(str.maketrans("01", "10"))) for grid in grids) / len(grids)
+
+    rectangle = 1 / 3 * (2 / 16) ** 2  # first and last of four rows and columns: all of them, or a given two
+    assert share("1100", "1100", "1100", "1100") == pytest.approx(1 / 6 + 2 * rectangle, abs=0.02)  # left or right
+    assert share("0000", "0110", "0110", "0000") > 0.04 > 2 * rectangle  # nose or eyes
+    assert share("0000", "0000", "0110", "0110") > 0.06  # mouth
+    upper = share("1111", "1111", "0000", "0000")  # hair, or the upper half, or the lower one
+    assert upper == pytest.approx(1 / 3 * 1 / 4 + 1 / 6 + 2 * rectangle, abs=0.02)
+    assert share("1000", "0000", "0000", "0000") == pytest.approx(1 / 3 * (1 / 16) ** 2, abs=0.003)
+
+
+def test_spatial_on_a_single_cell_is_an_endpoint() -> None:
+    lam = draw("spatial", side=1)
+    assert torch.equal(lam, lam[:, :1].expand_as(lam)) and set(lam.unique().tolist()) == {0.0, 1.0}
+
+
+def test_draws_without_a_spatial_share_stay_what_they_were() -> None:
+    """Runs begun by an earlier version go on with the same Lambdas."""
+    lam = latents.draw(np.random.default_rng(7), 8, 3, 2, 2, LambdaMixture(), False)
+    assert (1000 * lam).round().int().tolist() == [
+        *([0, 0, 1000], [160, 857, 613], [115, 44, 445], [0, 1000, 0]),
+        *([0, 1000, 1000], [917, 823, 629], [1000, 1000, 1000], [497, 379, 248]),
+    ]
+
+
 def is_rectangle(inside: Tensor) -> bool:
     rows, columns = inside.any(1), inside.any(0)
     return torch.equal(inside, rows[:, None] & columns[None, :]) and contiguous(rows) and contiguous(columns)

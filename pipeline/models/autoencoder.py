@@ -5,10 +5,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline import latents
 from pipeline.config import ModelConfig
 from pipeline.models import blocks
+
+MASKED_SIDES = (8, 16, 32)
+"""Sides, in pixels, of the generator's features that a mask is applied to."""
 
 
 class Encoder(nn.Module):
@@ -30,7 +34,7 @@ class Generator(nn.Module):
         super().__init__()
         channels = blocks.widths(config.base_channels)[::-1]
         hidden = [
-            blocks.up(inputs, outputs, config.kernel_size, "batch", nn.ReLU())
+            blocks.up(inputs, outputs, config.kernel_size, "batch", nn.ReLU(inplace=True))
             for inputs, outputs in itertools.pairwise(channels)
         ]
         output = blocks.up(channels[-1], 3, config.kernel_size, "none", nn.Tanh())
@@ -39,6 +43,33 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         images: Tensor = self.body(z)
         return images
+
+    def within(self, z_a: Tensor, z_c: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """A' = G(Z_A), and G(Z_C) held to A' outside of a region.
+
+        After each block whose features are `MASKED_SIDES` wide, those of C outside are replaced by those of A. What
+        the blocks after the last of these reach across the region's edge stays. That last one draws the edge, in
+        shares of its cells; before it C keeps every cell that the region touches: kept in shares there too, little
+        of B would be left in a small region.
+
+        Args:
+            z_a, z_c: (B, C, h, w).
+            mask: (1, 1, S, S) or (B, 1, S, S) in [0, 1]. Where it is all 0 the two images have equal bits; where it is
+                all 1 the second is G(Z_C), if BatchNorm is in eval mode.
+
+        Returns:
+            Two of (B, 3, S, S) in [-1, 1].
+        """
+        *hidden, output = self.body
+        a, c = z_a, z_c
+        for block in hidden:
+            a, c = block(a), block(c)
+            side = a.shape[-1]
+            if side in MASKED_SIDES:
+                last = side == MASKED_SIDES[-1] or block is hidden[-1]
+                weight = functional.adaptive_avg_pool2d(mask, side) if last else touched(mask, side)
+                c = weight * c + (1 - weight) * a
+        return output(a), output(c)
 
 
 class FusionOutput(NamedTuple):
@@ -74,6 +105,25 @@ class FusionAutoencoder(nn.Module):
         """C = G(Lambda o Z_A + (1 - Lambda) o Z_B): (B, C, h, w) twice and any shape of Lambda -> (B, 3, H, W)."""
         images: Tensor = self.generator(latents.mix(z_a, z_b, lambda_))
         return images
+
+    def fuse_region(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """A', and C whose Lambda is `lambda_` inside a region and 1 outside, on the latent and in the generator.
+
+        Args:
+            z_a, z_b: (B, C, h, w).
+            lambda_: any of the four shapes of Lambda.
+            mask: (S, S) or (B, S, S) in [0, 1]: 1 inside, where B enters, 0 where A stays.
+        """
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])
+        weight = touched(mask, z_a.shape[-1])
+        inside = lambda_ if lambda_.dim() > 2 else lambda_[..., None, None]
+        z_c = latents.mix(z_a, z_b, weight * inside + (1 - weight))
+        return self.generator.within(z_a, z_c, mask)
+
+
+def touched(mask: Tensor, side: int) -> Tensor:
+    """Which cells of a grid a mask touches: (B, 1, S, S) in [0, 1] -> (B, 1, side, side), 0 or 1."""
+    return functional.adaptive_max_pool2d(mask, side).ceil()
 
 
 def rolled(batch: Tensor) -> Tensor:

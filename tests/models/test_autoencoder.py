@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.config import ModelConfig
 from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, rolled
@@ -85,6 +86,91 @@ def test_ends_are_exact() -> None:
         output = both(batch, torch.full((4, 5), value))
         assert output.fused is not None
         torch.testing.assert_close(output.fused, target(output.reconstruction), rtol=1e-5, atol=1e-6)
+
+
+def settled(batch: Tensor) -> FusionAutoencoder:
+    """A model whose BatchNorm fits `batch`: with random weights alone its images hardly differ."""
+    both = model()
+    for layer in both.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    both(batch)
+    return both.eval()
+
+
+def square(size: int, first: int, last: int) -> Tensor:
+    """(size, size): 1 in a square of pixels."""
+    mask = torch.zeros(size, size)
+    mask[first:last, first:last] = 1
+    return mask
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (3, 5, 1, 1)])
+@torch.no_grad()
+def test_an_empty_and_a_full_region_are_exact(size: int, shape: tuple[int, ...]) -> None:
+    batch = images(3, size)
+    both = settled(batch)
+    z_a, side = both.encoder(batch), size // 32
+    z_b = rolled(z_a)
+    lam = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    lam = lam.expand(3, 5, side, side) if lam.dim() == 4 else lam
+    back = both.generator(z_a)
+    for mask in (torch.zeros(size, size), torch.zeros(3, size, size)):
+        reconstruction, fused = both.fuse_region(z_a, z_b, lam, mask)
+        assert torch.equal(reconstruction, back) and torch.equal(fused, back)
+        reconstruction, fused = both.fuse_region(z_a, z_b, lam, 1 - mask)
+        assert torch.equal(reconstruction, back) and torch.equal(fused, both.fuse_latents(z_a, z_b, lam))
+
+
+@torch.no_grad()
+def test_masking_the_features_keeps_the_change_inside() -> None:
+    batch = images(4, 128)
+    both = settled(batch)
+    z_a, mask = both.encoder(batch), square(128, 47, 73)
+    z_b = rolled(z_a)
+    back, fused = both.fuse_region(z_a, z_b, torch.zeros(5), mask)
+    spatial = 1 - functional.adaptive_avg_pool2d(mask[None], 4).expand(5, 4, 4)
+    whole, soft = both.fuse_latents(z_a, z_b, torch.zeros(5)), both.fuse_latents(z_a, z_b, spatial)
+
+    def change(image: Tensor, where: Tensor) -> float:
+        return float(((image - back).abs().mean((0, 1)) * where).sum() / where.sum())
+
+    assert change(fused, 1 - mask) / change(fused, mask) < 0.02
+    assert change(soft, 1 - mask) / change(soft, mask) > 0.2  # a spatial Lambda alone
+    assert change(fused, mask) > 0.8 * change(whole, mask)
+    # A cell of the 32 x 32 features is 4 pixels wide, and the two blocks behind it reach 3 further.
+    near, edge = (functional.max_pool2d(mask[None], 2 * pixels + 1, 1, pixels)[0] for pixels in (6, 5))
+    assert change(fused, 1 - near) == 0 and change(fused, near - edge) > 0
+
+
+@torch.no_grad()
+def test_each_pair_has_its_own_region() -> None:
+    batch = images(3, 64)
+    both = settled(batch)
+    z_a = both.encoder(batch)
+    masks = torch.stack([square(64, 0, 20), square(64, 30, 50), torch.rand(64, 64)])
+    lam = torch.rand(3, 5, generator=torch.Generator().manual_seed(4))
+    back, fused = both.fuse_region(z_a, rolled(z_a), lam, masks)
+    for place in range(3):
+        one = both.fuse_region(z_a[place, None], rolled(z_a)[place, None], lam[place], masks[place])
+        torch.testing.assert_close(back[place, None], one[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused[place, None], one[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@torch.no_grad()
+def test_a_grey_region_is_blended_once(size: int) -> None:
+    """Half a mask everywhere is half of both features before the picture, however many masks come before."""
+    batch = images(2, size)
+    both = settled(batch)
+    z_a = both.encoder(batch)
+    _, fused = both.fuse_region(z_a, rolled(z_a), torch.zeros(5), torch.full((size, size), 0.5))
+    *hidden, output = both.generator.body
+    a, b = z_a, rolled(z_a)
+    for block in hidden:
+        a, b = block(a), block(b)
+    torch.testing.assert_close(fused, output((a + b) / 2), rtol=1e-4, atol=1e-6)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
