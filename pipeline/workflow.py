@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL.Image import Resampling
 from pipeline import bundle as bundles
 from pipeline import fuse
 from pipeline.config import Config
+from pipeline.data import cache
 from pipeline.data.loader import FaceImages
 from pipeline.data.shards import load_manifest
 from pipeline.data.stream import StreamedFaces
@@ -101,8 +103,15 @@ def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
 
 def _setup(config: Config, runtime: Runtime) -> loop.Setup:
     train, held_out = runtime.ranks.together(lambda: _open_shards(config))
+    if isinstance(train, FaceImages) and config.data.cache != "none":
+        runtime.ranks.together(lambda: _at_once(partial(_hold, train), config, runtime))
     torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
     return loop.Setup(config, runtime, train, held_out)
+
+
+def _hold(train: FaceImages, config: Config, runtime: Runtime) -> None:
+    assert config.data.cache != "none", "the caller asks"
+    cache.hold(train, config.data.cache, config.cache_dir, runtime.device)
 
 
 def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages]:

@@ -48,7 +48,7 @@ TINY: dict[str, Any] = {
         "ema_decay": 0.9,
     },
     "tracking": {"log_every": 1, "image_every": 4, "checkpoint_every": 2},
-    "evaluation": {"pairs": 4, "batch_size": 3},
+    "evaluation": {"pairs": 4, "batch_size": 3, "corner_pairs": 0},
 }
 
 
@@ -179,10 +179,15 @@ def scalars(run_dir: Path, stage: str) -> dict[str, dict[int, float]]:
     return {tag: {each.step: each.value for each in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
+def new_runtime(config: Config) -> Runtime:
+    """As if it were the first of this process."""
+    AcceleratorState._reset_state(True)
+    return Runtime(config.training, config.speed)
+
+
 def new_setup(config: Config) -> loop.Setup:
     """What stages are built on, as the commands do."""
-    AcceleratorState._reset_state(True)
-    return workflow._setup(config, Runtime(config.training, config.speed))
+    return workflow._setup(config, new_runtime(config))
 
 
 def batch_of(setup: loop.Setup, step: int) -> list[MicroBatch]:

@@ -5,11 +5,15 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
 
 from pipeline.bench import flops
+from pipeline.bench.exactness import errors
+from pipeline.bench.literal import LiteralStage
 from pipeline.config import Config
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
@@ -36,8 +40,11 @@ class Speed:
     flop_per_second: float
     matrix_flop_per_second: float
     share: float
+    """Of the matrix rate."""
     peak_memory_bytes: int
     """Of the GPU, or of the process on a CPU, since it began."""
+    host_share: float
+    """Of a step, until the host has asked for all of it: 1 where the device waits for the host."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +57,25 @@ class Report:
     micro_batch_size: int
     steps: int
     speeds: tuple[Speed, ...]
+    errors: dict[str, float] | None
+    """Of a fusion step against float64, relative."""
+    profile: str | None
+    """The heaviest operations of a fusion step."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
 
 
-def measure(config: Config, steps: int) -> Report:
+def measure(config: Config, steps: int, literal: bool = False, check: bool = False, profile: bool = False) -> Report:
     """Time `steps` steps of both stages on random images, after two that do not count.
 
     Neither data nor weights are needed: the perceptual network takes random ones, which are as slow.
+
+    Args:
+        literal: time METHOD's step coded as it reads, too.
+        check: compare a step with the same in float64.
+        profile: name the ten heaviest operations of a step.
 
     Raises:
         UserError: the device, the precision or the batch cannot be had.
@@ -71,10 +87,14 @@ def measure(config: Config, steps: int) -> Report:
     setup = Setup(config, runtime, no_images, no_images)
     counted = flops.per_image(config)
     rate = matrix_rate(runtime.device, DTYPES[runtime.precision])
-    speeds = (
-        _speed(lambda: PretrainStage(setup), setup, steps, counted[flops.PRETRAINING], rate),
-        _speed(lambda: FusionStage(setup, config.run_dir), setup, steps, flops.useful(config), rate),
-    )
+    found = errors(setup, random_batch(setup.order, config.data.image_size)) if check else None
+    stages: list[tuple[Callable[[], Stage | LiteralStage], int]] = [
+        (lambda: PretrainStage(setup), counted[flops.PRETRAINING]),
+        (lambda: FusionStage(setup, config.run_dir), flops.useful(config)),
+    ]
+    if literal:
+        stages.append((lambda: LiteralStage(setup), flops.useful(config)))
+    speeds = tuple(_speed(make, setup, steps, flop, rate) for make, flop in stages)
     on_cpu = runtime.device.type == "cpu"
     return Report(
         device=f"cpu, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(),
@@ -85,6 +105,8 @@ def measure(config: Config, steps: int) -> Report:
         micro_batch_size=config.training.micro_batch_size,
         steps=steps,
         speeds=speeds,
+        errors=found,
+        profile=_profile(setup) if profile else None,
     )
 
 
@@ -92,15 +114,24 @@ def as_text(report: Report) -> str:
     """A table for people."""
     batch = f"batch {report.global_batch_size}, micro-batch {report.micro_batch_size}"
     lines = [f"{report.device}; {report.precision}; {report.ranks} ranks; {report.image_size} px; {batch}"]
-    lines.append(f"{'':<10}{'images/s':>10}{'ms/step':>10}{'GFLOP/image':>13}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}")
+    lines.append(
+        f"{'':<10}{'images/s':>10}{'ms/step':>10}{'GFLOP/image':>13}{'TFLOP/s':>9}{'share':>7}{'GiB':>7}{'host':>7}"
+    )
     lines += [
         f"{speed.stage:<10}{speed.images_per_second:>10.4g}{1000 * speed.seconds_per_step:>10.4g}"
         f"{speed.flop_per_image / 1e9:>13.4g}{speed.flop_per_second / 1e12:>9.3g}{speed.share:>7.0%}"
-        f"{speed.peak_memory_bytes / 2**30:>7.3g}"
+        f"{speed.peak_memory_bytes / 2**30:>7.3g}{speed.host_share:>7.0%}"
         for speed in report.speeds
     ]
     limit = report.speeds[0].matrix_flop_per_second / 1e12
-    return "\n".join([*lines, f"share: of {limit:.3g} TFLOP/s, dense matrix products measured here at this precision"])
+    lines.append(f"share: of {limit:.3g} TFLOP/s, dense matrix products measured here at this precision")
+    by_name = {speed.stage: speed for speed in report.speeds}
+    if "literal" in by_name:
+        ratio = by_name["literal"].seconds_per_step / by_name["train"].seconds_per_step
+        lines.append(f"train is {ratio:.2f} times as fast as METHOD coded literally, at the same precision")
+    if report.errors:
+        lines.append("relative error against float64: " + ", ".join(f"{k} {v:.2g}" for k, v in report.errors.items()))
+    return "\n".join([*lines, *([report.profile] if report.profile else [])])
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
@@ -120,29 +151,65 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     return best
 
 
-def _speed(make: Callable[[], Stage], setup: Setup, steps: int, flop: int, rate: float) -> Speed:
+def _speed(make: Callable[[], Stage | LiteralStage], setup: Setup, steps: int, flop: int, rate: float) -> Speed:
     device = setup.runtime.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(setup.config.seed)
     stage = make()
-    batch = _batch(setup.order, setup.config.data.image_size)
+    batch = random_batch(setup.order, setup.config.data.image_size)
     for number in range(WARM_UP):
         stage.step(number, batch)
     setup.runtime.accelerator.wait_for_everyone()
     began = _now(device)
     for number in range(WARM_UP, WARM_UP + steps):
         stage.step(number, batch)
+    asked = time.perf_counter() - began
     seconds = (_now(device) - began) / steps
     setup.runtime.check()
     if setup.runtime.failure:
         raise UserError(setup.runtime.failure)
     images = sum(len(micro.images) for micro in batch) / seconds
-    return Speed(stage.name, images, seconds, flop, images * flop, rate, images * flop / rate, _peak_memory(device))
+    return Speed(
+        stage.name,
+        images,
+        seconds,
+        flop,
+        images * flop,
+        rate,
+        images * flop / rate,
+        _peak_memory(device),
+        asked / steps / seconds,
+    )
 
 
-def _batch(order: Order, size: int) -> list[MicroBatch]:
+def _profile(setup: Setup) -> str:
+    """The ten heaviest operations of a fusion step; on a GPU, its kernels."""
+    stage, device = FusionStage(setup, setup.config.run_dir), setup.runtime.device
+    batch = random_batch(setup.order, setup.config.data.image_size)
+    activities = [ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]
+    for number in range(WARM_UP):
+        stage.step(number, batch)
+    _now(device)
+    with profiler(activities=activities) as seen:
+        stage.step(WARM_UP, batch)
+        _now(device)
+    events = seen.key_averages()
+
+    def took(event: Any) -> float:
+        return float(event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total)
+
+    total = sum(map(took, events))
+    lines = [f"{'ms':>9}{'share':>7}{'calls':>7}  heaviest operations of a fusion step"]
+    lines += [
+        f"{took(event) / 1e3:>9.3g}{took(event) / total:>7.1%}{event.count:>7}  {event.key[:90]}"
+        for event in sorted(events, key=took, reverse=True)[:10]
+    ]
+    return "\n".join(lines)
+
+
+def random_batch(order: Order, size: int) -> list[MicroBatch]:
     random, micro_batches = torch.Generator().manual_seed(0), []
     shape = (order.micro_batch_size, 3, size, size)
     for place in order.slices():

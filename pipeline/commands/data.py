@@ -37,6 +37,9 @@ def shard(
     ] = None,
     crop: Annotated[int | None, typer.Option(min=16, help="Centre crop before resizing; default: the largest.")] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality with --image-size.")] = 90,
+    validate: Annotated[
+        bool, typer.Option("--validate/--no-validate", help="Decode every image once; without, read headers only.")
+    ] = True,
     workers: Workers = None,
     max_rejected: Annotated[int, typer.Option(min=0, help="Unusable pictures to tolerate.")] = 0,
     part: Annotated[
@@ -57,6 +60,8 @@ def shard(
             raise UserError(f"--index-only {source}: goes with neither --part nor --finish; leave that out")
         if out is not None:
             raise UserError(f"--index-only {source}: writes beside the tars; leave out {out}")
+        if not validate:
+            raise UserError(f"--index-only {source}: decodes every image; leave out --no-validate")
         indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
         print(json.dumps(indexed.as_dict(), indent=2) if as_json else f"{indexed.samples} images indexed in {source}")
         return
@@ -68,7 +73,7 @@ def shard(
 
     summary = write_shards(
         source, out, split=split, samples_per_shard=samples_per_shard, image_size=image_size, crop=crop,
-        quality=quality, workers=workers, max_rejected=max_rejected,
+        quality=quality, validate=validate, workers=workers, max_rejected=max_rejected,
         part=None if part is None else Part.parse(part), finish=finish,
     )  # fmt: skip
     if as_json:

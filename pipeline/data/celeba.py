@@ -4,15 +4,14 @@ import hashlib
 import os
 import re
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pipeline.data import annotations
+from pipeline.data import annotations, archive
 from pipeline.data.annotations import Table
+from pipeline.data.archive import File
 from pipeline.errors import UserError
 
 ARCHIVE = "img_align_celeba.zip"
@@ -23,11 +22,10 @@ ANNOTATION_FOLDERS = ("", "Anno", "Eval")
 # Key, dot, extension must fit the 100 bytes of a tar header's name.
 LONGEST_KEY = 80
 
-_LOCAL_HEADER_BYTES = 30
+_HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX(?:/|$))")
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One image of a source, not yet read.
 
     Attributes and landmarks are rows that share their column names: CelebA has 200,000 records of 40 attributes.
@@ -53,22 +51,10 @@ class Record:
         return {name: [values[2 * i], values[2 * i + 1]] for i, name in enumerate(self.landmark_names)}
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """Where an image is: its path in the folder or the zip and, in a zip, how it is stored there."""
-
-    path: str
-    size: int
-    crc32: int = 0
-    offset: int = 0
-    compressed: int = 0
-    deflated: bool = False
-
-
 class Source:
     """The images of a folder or a zip. Picklable; files are opened in the process that reads them."""
 
-    def __init__(self, location: Path, files: dict[str, _File], records: list[Record], fingerprint: str) -> None:
+    def __init__(self, location: Path, files: dict[str, File], records: list[Record], fingerprint: str) -> None:
         self.location = location
         self.records = records
         self.fingerprint = fingerprint
@@ -87,20 +73,7 @@ class Source:
             return (self.location / file.path).read_bytes()
         if self._descriptor is None:
             self._descriptor = os.open(self.location, os.O_RDONLY)
-        # pread: forked workers share the descriptor, but no position in it.
-        header = os.pread(self._descriptor, _LOCAL_HEADER_BYTES, file.offset)
-        if header[:4] != b"PK\x03\x04":
-            raise OSError("damaged in the zip (no local header)")
-        skip = _LOCAL_HEADER_BYTES + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        data = os.pread(self._descriptor, file.compressed, file.offset + skip)
-        if file.deflated:
-            try:
-                data = zlib.decompress(data, -zlib.MAX_WBITS)
-            except zlib.error as error:
-                raise OSError(f"damaged in the zip ({error})") from None
-        if len(data) != file.size or zlib.crc32(data) != file.crc32:
-            raise OSError("damaged in the zip (CRC32 differs)")
-        return data
+        return archive.read(self._descriptor, file)
 
     def close(self) -> None:
         """Close the zip, if it is open."""
@@ -122,7 +95,7 @@ def open_source(path: Path) -> Source:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
     """
     location = _locate(path)
-    files = _list_archive(location) if location.is_file() else _list_folder(location)
+    files = list(archive.list_files(location, _is_image)) if location.is_file() else _list_folder(location)
     if not files:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
@@ -130,10 +103,8 @@ def open_source(path: Path) -> Source:
     prefix = os.path.commonpath(parents) if "" not in parents else ""
     by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
     tables, contents = _read_annotations(path, location, prefix)
-    digest = hashlib.sha256()
-    for name in sorted(by_name):
-        file = by_name[name]
-        digest.update(f"{name}\0{file.size}\0{file.crc32}\n".encode("utf-8", "surrogateescape"))
+    lines = (f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items()))
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape"))
     for stem in sorted(contents):
         digest.update(f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n".encode())
     return Source(location, by_name, _records(by_name, tables), digest.hexdigest())
@@ -155,12 +126,10 @@ def _locate(path: Path) -> Path:
 
 
 def _is_image(path: str) -> bool:
-    parts = path.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and parts[-1].lower().endswith(SUFFIXES)
+    return path.lower().endswith(SUFFIXES) and not _HIDDEN.search(path)
 
 
-def _list_folder(folder: Path) -> list[_File]:
+def _list_folder(folder: Path) -> list[File]:
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from None
 
@@ -174,30 +143,8 @@ def _list_folder(folder: Path) -> list[_File]:
                 size = os.stat(path).st_size
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}; a broken link?") from None
-            files.append(_File(name if relative == "." else f"{relative}/{name}", size))
+            files.append(File(name if relative == "." else f"{relative}/{name}", size))
     return files
-
-
-def _list_archive(path: Path) -> list[_File]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir() and _is_image(entry.filename)]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
-    for entry in entries:
-        if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{path}: {entry.filename}: encrypted or of an unknown compression; unpack the zip first")
-    return [
-        _File(
-            entry.filename,
-            entry.file_size,
-            entry.CRC,
-            entry.header_offset,
-            entry.compress_size,
-            entry.compress_type == zipfile.ZIP_DEFLATED,
-        )
-        for entry in entries
-    ]
 
 
 def _read_annotations(path: Path, location: Path, prefix: str) -> tuple[dict[str, Table], dict[str, bytes]]:

@@ -1,6 +1,7 @@
 """One encoded image: is it whole, and, where asked for, its centre square at another size."""
 
 import io
+import struct
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -12,6 +13,13 @@ PLAIN_MODES = frozenset({"RGB", "L", "RGBA", "CMYK", "P", "LA", "1"})
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
+_JPEG_START, _JPEG_SCAN, _JPEG_EXIF = b"\xff\xd8", 0xFFDA, 0xFFE1
+_JPEG_FRAMES = frozenset({0xFFC0, 0xFFC1, 0xFFC2})  # baseline, extended, progressive
+# Tables, restart interval, applications' data, comment.
+_JPEG_SEGMENTS = _JPEG_FRAMES | {0xFFC4, 0xFFDB, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}
+_SEGMENT, _FRAME = struct.Struct(">HH"), struct.Struct(">BHHB")
+_MOST_SEGMENTS = 1000
+_USUAL_PIXELS = 2**26  # Pillow refuses far larger ones
 
 
 class ImageRejected(Exception):
@@ -50,7 +58,20 @@ def check(data: bytes) -> EncodedImage:
     Raises:
         ImageRejected: it is not a JPEG or PNG, is cut or damaged, is too small, or cannot become 8-bit RGB.
     """
-    image = _decode(data)
+    return _described(_open(data), data)
+
+
+def describe(data: bytes) -> EncodedImage:
+    """As `check`, but read the header alone: damage behind it is not noticed.
+
+    Raises:
+        ImageRejected: the header is damaged, or says what `check` rejects.
+    """
+    size = _plain_jpeg_size(data)
+    return EncodedImage(data, "jpg", *size) if size else _described(_open(data, decode=False), data)
+
+
+def _described(image: Image.Image, data: bytes) -> EncodedImage:
     if image.format == "PNG" and data[24] == 16:
         raise ImageRejected("16 bits per channel; set an image size so that it is re-encoded")
     width, height = image.size
@@ -69,7 +90,7 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     Raises:
         ImageRejected: as `check`.
     """
-    image = ImageOps.exif_transpose(_decode(data))
+    image = ImageOps.exif_transpose(_open(data))
     image = image.convert("RGB")
     side = min(*image.size, crop or max(image.size))
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)  # as `pipeline.images.fit`
@@ -80,7 +101,36 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     return EncodedImage(stream.getvalue(), "jpg", size, size), Crop(left, top, size / side)
 
 
-def _decode(data: bytes) -> Image.Image:
+def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG with whole headers and no EXIF; None: ask Pillow, which is ten times as slow."""
+    size, position = None, 2
+    if not data.startswith(_JPEG_START):
+        return None
+    for _ in range(_MOST_SEGMENTS):
+        if position + 4 > len(data):
+            return None
+        marker, length = _SEGMENT.unpack_from(data, position)
+        if marker == _JPEG_SCAN:
+            break
+        if marker not in _JPEG_SEGMENTS or length < 2:
+            return None
+        if marker == _JPEG_EXIF and data.startswith(b"Exif\0\0", position + 4):
+            return None
+        if marker in _JPEG_FRAMES:
+            if length < 8 or position + 2 + length > len(data):
+                return None
+            bits, height, width, layers = _FRAME.unpack_from(data, position + 4)
+            if bits != 8 or layers not in (1, 3, 4):
+                return None
+            size = width, height
+        position += 2 + length
+    else:
+        return None
+    usual = size and min(size) >= MINIMUM_SIDE and size[0] * size[1] <= _USUAL_PIXELS
+    return size if usual else None
+
+
+def _open(data: bytes, decode: bool = True) -> Image.Image:
     if not data:
         raise ImageRejected("empty file")
     try:
@@ -91,7 +141,9 @@ def _decode(data: bytes) -> Image.Image:
             )
         if image.mode not in PLAIN_MODES:
             raise ImageRejected(f"mode {image.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
-        image.load()
+        # A PNG's orientation may stand behind its pixels.
+        if decode or (image.format == "PNG" and b"eXIf" in data):
+            image.load()
     except ImageRejected:
         raise
     except UnidentifiedImageError:
@@ -99,6 +151,6 @@ def _decode(data: bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise whatever they trip over in damaged input
         raise ImageRejected(f"cannot be decoded: {error}") from None
     # Pillow takes a JPEG whose end marker is cut off; libjpeg's other users (torchvision) refuse it.
-    if image.format != "PNG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if decode and image.format != "PNG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ImageRejected("cannot be decoded: the end of the JPEG is missing")
     return image

@@ -89,7 +89,7 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         "schema": SCHEMA,
         "fingerprint": source.fingerprint,
         "images": len(source.records),
-        "options": asdict(options),
+        "options": options.as_dict(),
     }
     if not path.exists():
         foreign = [name for name in splits if next((out / name).glob("*.tar"), None)]
@@ -98,7 +98,7 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         _write_unless_there(path, json.dumps(plan, indent=2, sort_keys=True) + "\n")
     try:
         before = json.loads(path.read_bytes())
-        options_before = dict(before["options"])
+        options_before = {"validate": True} | before["options"]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; choose another folder, or delete {out}") from None
     if before == plan:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +29,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 IDLE_SECONDS = 1.0
 """How long a worker that was told to stop waits for the executor to end it, before it ends itself."""
 
+ASKING_SECONDS = 0.02
+"""How often a worker looks whether it was told to stop."""
+
 _worker: dict[str, Any] = {}
 
 
@@ -43,9 +47,16 @@ def default_workers() -> int:
 def stoppable(items: Iterable[Item]) -> Iterator[Item]:
     """Yield `items`; in a worker, raise `Stopped` as soon as the parent wants no more."""
     stop: Connection | None = _worker.get("stop")
+    if stop is None:
+        yield from items
+        return
+    asked = 0.0
     for item in items:
-        if stop is not None and stop.poll():
-            raise Stopped
+        # Asking takes as long as a tenth of a small image.
+        if time.monotonic() - asked > ASKING_SECONDS:
+            if stop.poll():
+                raise Stopped
+            asked = time.monotonic()
         yield item
 
 
@@ -56,7 +67,7 @@ def run_tasks(
 
     Args:
         function: a module's function; a long one iterates through `stoppable`.
-        shared: sent to each worker once.
+        shared: sent to each worker once, as the tasks are: forked workers have them for nothing.
         workers: processes; 1 runs the tasks here, None takes every processor.
 
     Raises:
@@ -70,10 +81,12 @@ def run_tasks(
     # Workers use no thread or GPU context of the parent, so fork is safe; and it shares a large source for nothing.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     stop, stopper = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(function, shared, stop))
+    executor = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(function, shared, tasks, stop)
+    )
     try:
         with _signals_held():
-            futures = [executor.submit(_call, task) for task in tasks]
+            futures = [executor.submit(_call, number) for number in range(len(tasks))]
         for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
@@ -86,16 +99,16 @@ def run_tasks(
             executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start(function: Callable[[Any, Any], Any], shared: Any, stop: Connection) -> None:
+def _start(function: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any], stop: Connection) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _worker.update(function=function, shared=shared, stop=stop, busy=threading.Lock())
+    _worker.update(function=function, shared=shared, tasks=tasks, stop=stop, busy=threading.Lock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _call(task: Any) -> Any:
+def _call(number: int) -> Any:
     with _worker["busy"]:
-        return _worker["function"](_worker["shared"], task)
+        return _worker["function"](_worker["shared"], _worker["tasks"][number])
 
 
 def _end_with_parent() -> None:

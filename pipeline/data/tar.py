@@ -7,22 +7,20 @@ BLOCK = 512
 RECORD = 20 * BLOCK
 
 _EMPTY = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
-_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+_SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
+_MODE_AND_OWNER, _TIME, _REST = _EMPTY[100:124], _EMPTY[136:148], _EMPTY[156:]
 # The checksum is the sum of all bytes, its own field taken as eight spaces.
 _SUM = sum(_EMPTY) - sum(_EMPTY[_SIZE]) - sum(_EMPTY[_CHECKSUM]) + 8 * ord(" ")
 
 
 def header(name: str, size: int) -> bytes:
-    """The ustar header of a regular file: what `tarfile` writes (mode 0644, owner 0, time 0), ten times as fast."""
+    """The ustar header of a regular file: what `tarfile` writes (mode 0644, owner 0, time 0), many times as fast."""
     name_field = name.encode("ascii")
     assert 0 < len(name_field) < 100, f"{name!r} needs more than one header"
     assert 0 <= size < 8**11, f"{name!r} is too large for a tar header"
     size_field = b"%011o\0" % size
-    block = bytearray(_EMPTY)
-    block[_NAME] = name_field.ljust(100, b"\0")
-    block[_SIZE] = size_field
-    block[_CHECKSUM] = b"%06o\0 " % (_SUM + sum(name_field) + sum(size_field))
-    return bytes(block)
+    checksum = b"%06o\0 " % (_SUM + sum(name_field) + sum(size_field))
+    return b"".join((name_field.ljust(100, b"\0"), _MODE_AND_OWNER, size_field, _TIME, checksum, _REST))
 
 
 def padding(size: int) -> int:

@@ -85,6 +85,7 @@ def write_shards(
     image_size: int | None = None,
     crop: int | None = None,
     quality: int = 90,
+    validate: bool = True,
     workers: int | None = None,
     max_rejected: int = 0,
     part: Part | None = None,
@@ -100,6 +101,7 @@ def write_shards(
         image_size: None passes image bytes through untouched; else the side in pixels of a re-encoded square.
         crop: side in pixels of the centre square that is cut before resizing; None takes the shorter side.
         quality: of re-encoded JPEGs, 1 to 100.
+        validate: decode every image once; without, only its header is read.
         workers: processes; None takes every processor.
         max_rejected: how many unusable images are tolerated. They leave a gap in their shard, nothing moves up.
         part: write this share of the shards only, and no manifest. Parts may run at the same time.
@@ -110,7 +112,7 @@ def write_shards(
             or shards missing that `finish` needs.
     """
     assert not (part and finish), "a part is not the last step"
-    options = _options(split, samples_per_shard, image_size, crop, quality)
+    options = _options(split, samples_per_shard, image_size, crop, quality, validate)
     opened = open_source(source)
     splits = split_records(opened.records, split)
     tasks = {name: _tasks(out / name, records, samples_per_shard) for name, records in splits.items()}
@@ -135,7 +137,9 @@ def write_shards(
             return _summary(out, manifests, {task.path for task in unfinished}, part)
 
 
-def _options(split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int) -> Options:
+def _options(
+    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int, validate: bool
+) -> Options:
     if samples_per_shard < 1:
         raise UserError(f"samples per shard: {samples_per_shard}; at least 1 wanted")
     if image_size is not None and not 16 <= image_size <= 65500:
@@ -146,7 +150,9 @@ def _options(split: str, samples_per_shard: int, image_size: int | None, crop: i
         raise UserError(f"crop: {crop}; at least 16 pixels wanted")
     if not 1 <= quality <= 100:
         raise UserError(f"quality: {quality}; 1 to 100 wanted")
-    return Options(split, samples_per_shard, image_size, crop, quality if image_size else None)
+    if image_size is not None and not validate:
+        raise UserError(f"image size: {image_size} without validation; every image is decoded then, so leave out one")
+    return Options(split, samples_per_shard, image_size, crop, quality if image_size else None, validate)
 
 
 def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
@@ -191,7 +197,7 @@ def _manifests(source: Source, options: Options, tasks: dict[str, list[Task]]) -
             "written",
             name,
             source.fingerprint,
-            asdict(options),
+            options.as_dict(),
             tuple(shard_entry(task.path, index) for task, index in zip(shards, indexes, strict=True)),
             tuple(Rejected(**each) for index in indexes for each in index["rejected"]),
         )

@@ -51,10 +51,10 @@ class Discriminator(nn.Module):
             of_real, of_fake = self.score(real), self.score(fake)
         else:  # the large weights of the last blocks are read once for both
             of_real, of_fake = self.score(torch.cat([real, fake])).chunk(2)
-        penalty = self._penalty(real, fake, position) if penalised else torch.zeros_like(of_real)
+        penalty = self.penalty_of(real, fake, position) if penalised else torch.zeros_like(of_real)
         return DiscriminatorOutput(of_real, of_fake, penalty)
 
-    def _penalty(self, real: Tensor, fake: Tensor, position: Tensor) -> Tensor:
+    def penalty_of(self, real: Tensor, fake: Tensor, position: Tensor) -> Tensor:
         """k E_x ||grad_x D(x)||^p, (B,), in fp32 outside autocast: half precision loses the second derivative."""
         with torch.autocast(real.device.type, enabled=False), torch.enable_grad():
             real, fake = losses.wide(real), losses.wide(fake)

@@ -84,7 +84,7 @@ class FusionStage:
         self.runtime.say(f"train: started from {found.path}")
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
-        micros = self._inputs(step, batch)
+        micros = self.inputs(step, batch)
         outputs, terms = self._discriminator_step(micros, step % self.setup.config.penalty.every == 0)
         terms |= self._generator_step(micros, outputs)
         self.average.update(self.setup.config.training.pretrain_steps + step + 1)
@@ -162,7 +162,8 @@ class FusionStage:
             "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(reconstruction),
         }, per_layer
 
-    def _inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:
+    def inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:
+        """What `step` works on: images, and the draws of this step."""
         config, runtime = self.setup.config, self.runtime
         size = config.training.global_batch_size
         lambda_ = self._draw(generator(config.seed, Stream.LAMBDA, step), size)

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import TINY, latentfuse, listing, tiny_arguments
+from running import TINY, latentfuse, listing, new_runtime, tiny_arguments, tiny_config
 
 from pipeline import config as configuration
 from pipeline.bench import flops, step
+from pipeline.bench.literal import LiteralStage
 from pipeline.config import Config
+from pipeline.training.fusion import FusionStage
+from pipeline.training.loop import Setup
+
+ALL_ONES = ("fusion.mixture.endpoints=1", *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")))
 
 
 def test_flops_of_a_network_that_is_counted_by_hand() -> None:
@@ -48,3 +53,41 @@ def test_a_step_is_measured_and_counted(tmp_path: Path) -> None:
 def test_the_matrix_rate_is_that_of_this_machine() -> None:
     rate = step.matrix_rate(torch.device("cpu"), torch.float32, seconds=0.1)
     assert 1e8 < rate < 1e14
+
+
+def test_beside_the_literal_step_and_float64(tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path / "run", tmp_path / "nowhere", "speed.channels_last=true")
+    out = tmp_path / "step.json"
+    result = latentfuse("bench", "step", *arguments, "--steps=1", "--literal", "--check", "--profile", "--out", out)
+    assert result.code == 0, result
+    told = json.loads(out.read_text())
+    assert [each["stage"] for each in told["speeds"]] == ["pretrain", "train", "literal"]
+    assert "times as fast as METHOD coded literally" in result.out and "heaviest operations" in result.out
+    assert "convolution" in told["profile"]
+    gradients = [value for name, value in told["errors"].items() if name.startswith("gradient/")]
+    assert len(gradients) == 2 and all(0 < value < 1e-3 for value in gradients), "float32 is not float64, but near"
+    assert 0 < told["errors"]["loss/style"] < 1e-4
+
+
+def test_half_precision_has_larger_errors(tmp_path: Path) -> None:
+    """The check can fail: it sees the precision."""
+    arguments = tiny_arguments(tmp_path / "run", tmp_path / "nowhere", "training.mixed_precision=bf16")
+    told = json.loads(latentfuse("bench", "step", *arguments, "--steps=1", "--check", "--json").out)
+    assert 1e-5 < told["errors"]["loss/reconstruction"] < 0.1
+    assert 1e-3 < told["errors"]["gradient/autoencoder"] < 1
+
+
+def test_the_literal_step_computes_the_terms_of_ours(tmp_path: Path) -> None:
+    """For Lambda = 1 everywhere C is A', and both name the same losses; BatchNorm apart, of equal size."""
+    config = tiny_config(tmp_path / "run", tmp_path / "nowhere", *ALL_ONES)
+    setup = Setup(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
+    torch.manual_seed(0)
+    ours = FusionStage(setup, tmp_path)
+    torch.manual_seed(0)
+    literal = LiteralStage(setup)
+    batch = step.random_batch(setup.order, 32)
+    terms, told = ours.step(0, batch), literal.step(0, batch)
+    assert set(told) == set(config.loss_weights.model_dump())
+    assert float(told["adversarial"].detach()) == pytest.approx(float(terms["loss/adversarial"].detach()), rel=0.5)
+    assert float(told["style"].detach()) == pytest.approx(float(terms["loss/style"]), rel=0.2)
+    assert float(told["reconstruction"].detach()) == pytest.approx(2 * float(terms["loss/autoencoder"]), rel=0.05)

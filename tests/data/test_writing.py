@@ -202,3 +202,62 @@ def test_exif_orientation(tmp_path: Path) -> None:
     write_shards(root, tmp_path / "untouched", split="0.5", workers=1)
     metadata = ShardReader(tmp_path / "untouched" / "train").metadata(0)
     assert (metadata["width"], metadata["height"]) == (40, 60)
+
+
+def test_without_validation_the_same_shards(source: Path, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(source, mixed)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    odd = {
+        "000024.jpg": jpeg(24, (40, 48), exif=turned),
+        "000025.jpg": jpeg(25, progressive=True, mode="L"),
+        "000026.png": jpeg(26, (40, 48), form="PNG", exif=turned),
+        "000027.jpg": jpeg(27, mode="CMYK", comment=b"\xff\xc0 is no frame here"),
+    }
+    for name, content in odd.items():
+        (mixed / "img_align_celeba" / name).write_bytes(content)
+    whole, fast = tmp_path / "whole", tmp_path / "fast"
+    write_shards(mixed, whole, split="0.2", samples_per_shard=4)
+    write_shards(mixed, fast, split="0.2", samples_per_shard=4, validate=False)
+    expected, found = hashes(whole), hashes(fast)
+    told = {name for name in expected if name.endswith((".tar", ".index.json"))}
+    assert (
+        len(told) == 2 * (6 + 2) and {name for name in expected if expected[name] != found[name]} == found.keys() - told
+    )
+    for name in ("train/manifest.json", "plan.json"):
+        without, validated = json.loads((fast / name).read_bytes()), json.loads((whole / name).read_bytes())
+        assert without["options"].pop("validate") is False and without == validated
+    assert verify(fast / "test", workers=1).ok
+
+
+def test_what_is_rejected_without_validation(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(3):
+        (root / f"a-{number}.jpg").write_bytes(jpeg(number))
+        (root / f"z-{number}.jpg").write_bytes(jpeg(number))
+    reasons = bad_images(root)
+    passed = {"b-end.jpg", "b-png.png"}  # their headers are whole
+    (root / "c-header.jpg").write_bytes(jpeg(1)[:80])
+    write_shards(root, tmp_path / "out", split="0.2", validate=False, max_rejected=len(reasons))
+    manifests = [load_manifest(tmp_path / "out" / split) for split in ("train", "test")]
+    found = {each.file: each.reason for manifest in manifests for each in manifest.rejected}
+    assert found.keys() == reasons.keys() - passed | {"c-header.jpg"}
+    assert all(reasons[name] in reason for name, reason in found.items() if name in reasons)
+    assert not verify(tmp_path / "out" / "train", workers=1).ok
+
+
+def test_validated_and_not_do_not_mix(source: Path, folder: Path, tmp_path: Path) -> None:
+    """Plans of shards that are validated do not say so: those of earlier versions go on."""
+    assert "validate" not in json.loads((folder.parent / "plan.json").read_bytes())["options"]
+    options = {"split": "0.2", "samples_per_shard": 5}
+    with pytest.raises(UserError, match=r"\(validate: True there, False now\)"):
+        write_shards(source, folder.parent, validate=False, **options)  # type: ignore[arg-type]
+    write_shards(source, tmp_path / "fast", validate=False, **options)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"\(validate: False there, True now\)"):
+        write_shards(source, tmp_path / "fast", **options)  # type: ignore[arg-type]
+    again = write_shards(source, tmp_path / "fast", validate=False, **options)  # type: ignore[arg-type]
+    assert again.written == 0
+    with pytest.raises(UserError, match="image size: 32 without validation"):
+        write_shards(source, tmp_path / "small", image_size=32, validate=False, **options)  # type: ignore[arg-type]

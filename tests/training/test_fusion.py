@@ -130,7 +130,7 @@ def test_one_step_is_the_method(
     stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}", *READINGS[reading])
     critic, autoencoder = copy.deepcopy(stage.critic), copy.deepcopy(stage.average.trained)
     batch = batch_of(stage.setup, 0)
-    micros = stage._inputs(0, batch)
+    micros = stage.inputs(0, batch)
     assert len(micros) == 4 // micro
     spy = Spy(stage, monkeypatch)
     terms = stage.step(0, batch)
@@ -196,14 +196,14 @@ def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_pat
 def test_the_draws_of_a_step_depend_on_seed_and_step_alone(trained: Trained, tmp_path: Path) -> None:
     whole, parted = (new_stage(trained, tmp_path, f"training.micro_batch_size={micro}") for micro in (4, 2))
     for step in (0, 1, 7):
-        (one,) = whole._inputs(step, batch_of(whole.setup, step))
+        (one,) = whole.inputs(step, batch_of(whole.setup, step))
         torch.rand(2)
-        two = parted._inputs(step, batch_of(parted.setup, step))
+        two = parted.inputs(step, batch_of(parted.setup, step))
         for name in Inputs._fields:
             assert torch.equal(getattr(one, name), torch.cat([getattr(each, name) for each in two])), name
         assert one.lambda_.shape == (4, 5) and one.lambda_.min() >= 0 and one.lambda_.max() <= 1
         assert one.position.min() >= 0 and one.position.max() <= 1
-    (first,), (second,) = (whole._inputs(step, batch_of(whole.setup, 0)) for step in (0, 1))
+    (first,), (second,) = (whole.inputs(step, batch_of(whole.setup, 0)) for step in (0, 1))
     assert not torch.equal(first.lambda_, second.lambda_) and not torch.equal(first.position, second.position)
 
 

@@ -65,7 +65,7 @@ def test_the_layout_is_what_was_asked_for(trained: Trained, tmp_path: Path) -> N
     stage = new_stage(trained, tmp_path, "speed.channels_last=true")
     convolutions = [p for m in stage.modules.values() for p in m.parameters() if p.dim() == 4]
     assert convolutions and all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
-    (micro,) = stage._inputs(0, batch_of(stage.setup, 0))
+    (micro,) = stage.inputs(0, batch_of(stage.setup, 0))
     assert micro.images.is_contiguous(memory_format=torch.channels_last) and not micro.images.is_contiguous()
 
 
@@ -88,7 +88,7 @@ def test_a_penalty_at_an_interval_has_the_same_expectation(
     means = []
     for interval in (1, every):
         stage = new_stage(trained, tmp_path, f"penalty.every={interval}", "model.discriminator_output_gain=1")
-        micros = stage._inputs(0, batch_of(stage.setup, 0))
+        micros = stage.inputs(0, batch_of(stage.setup, 0))
 
         def keep(optimizer: Any, what: str, stage: FusionStage = stage) -> Tensor:
             seen.append([p.grad.clone() for p in stage.critic.parameters() if p.grad is not None])

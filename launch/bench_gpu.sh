@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# What a GPU gives: every lever of a training step beside METHOD coded literally, errors against float64, the batch
+# that fits, the ten heaviest kernels, the loader. About 6 minutes on one GPU.
+#
+#   launch/bench_gpu.sh OUT [SHARDS]
+#
+# OUT/tables.md holds the tables, OUT/*.json the numbers. SHARDS is a split folder, as shards/train; without it the
+# loader is left out. In the environment: BENCH_HALF=fp16 for a V100; BENCH_ARGS for further options of every run,
+# as "--set data.image_size=64"; BENCH_STEPS (10).
+set -uo pipefail
+[ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+out=$1 shards=${2:-} half=${BENCH_HALF:-bf16} steps=${BENCH_STEPS:-10}
+mkdir -p "$out" && : >"$out/tables.md"
+
+batch() { echo "--set training.global_batch_size=$1 --set training.micro_batch_size=$1"; }
+fixed="--config $(dirname "$0")/../configs/default.yaml $(batch 100) ${BENCH_ARGS:-}"
+
+bench() { # NAME OPTION...: one table, one JSON; a run that fails says why there, and the others go on
+  local name=$1
+  shift
+  printf '\n## %s\n\n```\n' "$name" >>"$out/tables.md"
+  # shellcheck disable=SC2086 # options are words
+  python -m pipeline bench step $fixed --steps "$steps" "$@" --out "$out/${name// /-}.json" >>"$out/tables.md" 2>"$out/errors.txt" ||
+    tail -n 1 "$out/errors.txt" >>"$out/tables.md"
+  printf '```\n' >>"$out/tables.md"
+  echo "$name" >&2
+}
+
+plain="--set speed.channels_last=false --set speed.tf32=false --set speed.cudnn_benchmark=false --set optimizer.fused=false"
+amp="--set training.mixed_precision=$half"
+# shellcheck disable=SC2086
+{
+  bench "float32, no lever" $plain --literal --check
+  bench "float32" --check
+  bench "$half, no lever" $plain $amp --literal --check
+  bench "$half, channels last" $plain $amp --set speed.channels_last=true --check
+  bench "$half, fused Adam" $plain $amp --set optimizer.fused=true
+  bench "$half, all but the compiler" $amp --check --profile
+  bench "$half, penalty every 4" $amp --set penalty.every=4
+  bench "$half, compiled" $amp --set speed.compile=default --check
+  bench "$half, compiled, CUDA graphs" $amp --set speed.compile=reduce-overhead --check
+  for size in 25 50 200 400; do bench "$half, batch $size" $amp $(batch $size); done
+  for size in 64 256; do bench "$half, $size px" $amp --set data.image_size=$size $(batch 50); done
+}
+if [ -n "$shards" ]; then
+  printf '\n## loader\n\n```\n' >>"$out/tables.md"
+  python -m pipeline bench loader "$shards" >>"$out/tables.md" 2>&1
+  printf '```\n' >>"$out/tables.md"
+fi
+cat "$out/tables.md"

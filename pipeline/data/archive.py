@@ -1,0 +1,136 @@
+"""Zip files of images: their list, and one member's bytes, without `zipfile`'s object and file position for each."""
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pipeline.errors import UserError
+
+_LOCAL_HEADER_BYTES = 30
+_LIKELY_EXTRA_BYTES = 64
+"""Read beyond a member's header and name at once: there the local extra field is."""
+_MEMBER = struct.Struct("<4s4B4HL2L5H2L")
+_END = struct.Struct("<4s4H2LH")
+_END_64, _LOCATOR_64 = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+_LONGEST_COMMENT = 0xFFFF
+_NEWEST_VERSION = 63  # what `zipfile` takes
+_UTF_8 = 0x800  # the flag of a name
+_IN_64_BITS = 0xFFFFFFFF  # the number is elsewhere
+_AS_MEMBER = attrgetter(
+    *("filename", "flag_bits", "compress_type", "CRC", "compress_size", "file_size", "header_offset")
+)
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class File(NamedTuple):
+    """Where an image is: its path in the folder or the zip and, in a zip, how it is stored there."""
+
+    path: str
+    size: int
+    crc32: int = 0
+    offset: int = 0
+    compressed: int = 0
+    deflated: bool = False
+
+
+def list_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[File]:
+    """The files in a zip whose path is `wanted`.
+
+    Raises:
+        UserError: the zip is damaged, or one of them is encrypted or of an unknown compression.
+    """
+    try:
+        members = _directory(path)
+        if members is None:
+            with zipfile.ZipFile(path) as archive:
+                members = list(map(_AS_MEMBER, archive.infolist()))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
+    for name, flags, method, crc32, compressed, size, offset in members:
+        if name.endswith("/") or not wanted(name):
+            continue
+        if flags & 1 or method not in _METHODS:
+            raise UserError(f"{path}: {name}: encrypted or of an unknown compression; unpack the zip first")
+        yield File(name, size, crc32, offset, compressed, method == zipfile.ZIP_DEFLATED)
+
+
+def read(descriptor: int, file: File) -> bytes:
+    """The bytes of one file, by the zip's open descriptor.
+
+    Raises:
+        OSError: they cannot be read, or are damaged.
+    """
+    # pread: forked workers share the descriptor, but no position in it.
+    likely = _LOCAL_HEADER_BYTES + len(file.path) + _LIKELY_EXTRA_BYTES + file.compressed
+    block = os.pread(descriptor, likely, file.offset)
+    if block[:4] != b"PK\x03\x04":
+        raise OSError("damaged in the zip (no local header)")
+    skip = _LOCAL_HEADER_BYTES + int.from_bytes(block[26:28], "little") + int.from_bytes(block[28:30], "little")
+    data = block[skip : skip + file.compressed]
+    if len(data) < file.compressed:
+        data = os.pread(descriptor, file.compressed, file.offset + skip)
+    if file.deflated:
+        try:
+            data = zlib.decompress(data, -zlib.MAX_WBITS)
+        except zlib.error as error:
+            raise OSError(f"damaged in the zip ({error})") from None
+    if len(data) != file.size or zlib.crc32(data) != file.crc32:
+        raise OSError("damaged in the zip (CRC32 differs)")
+    return data
+
+
+_Member = tuple[str, int, int, int, int, int, int]
+"""Name, flags, method, CRC32, compressed size, size, offset."""
+
+
+def _directory(path: Path) -> list[_Member] | None:
+    """Every member that the zip lists; None: leave it to `zipfile`, which takes odd ones too and names damage."""
+    with path.open("rb") as stream:
+        place = _find_directory(stream)
+        if place is None:
+            return None
+        stream.seek(place[0])
+        content = stream.read(place[1])
+    members: list[_Member] = []
+    position = 0
+    while position < len(content):
+        if len(content) - position < _MEMBER.size:
+            return None
+        fields = _MEMBER.unpack_from(content, position)
+        signature, version, flags, method = fields[0], fields[3], fields[5], fields[6]
+        crc32, compressed, size, *lengths = fields[9:15]
+        offset, start = fields[18], position + _MEMBER.size
+        name = content[start : start + lengths[0]]
+        in_64_bits = _IN_64_BITS in (compressed, size, offset)
+        if signature != b"PK\x01\x02" or version > _NEWEST_VERSION or in_64_bits or b"\0" in name:
+            return None
+        text = name.decode("utf-8" if flags & _UTF_8 else "cp437")
+        members.append((text, flags, method, crc32, compressed, size, offset))
+        position = start + sum(lengths)
+    return members if position == len(content) else None
+
+
+def _find_directory(stream: BinaryIO) -> tuple[int, int] | None:
+    """Offset and size of the list of members, where it stands right before the end records; else None."""
+    size = stream.seek(0, os.SEEK_END)
+    before = max(0, size - _END.size - _LONGEST_COMMENT - _LOCATOR_64.size - _END_64.size)
+    stream.seek(before)
+    tail = stream.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) - end < _END.size:
+        return None
+    *_, length, start, comment = _END.unpack_from(tail, end)
+    if end + _END.size + comment != len(tail):
+        return None
+    locator = end - _LOCATOR_64.size
+    if tail[max(0, locator) : end].startswith(b"PK\x06\x07"):
+        end = locator - _END_64.size
+        if end < 0 or not tail.startswith(b"PK\x06\x06", end):
+            return None
+        *_, length, start = _END_64.unpack_from(tail, end)
+    return (start, length) if start + length == before + end else None
