@@ -6,6 +6,7 @@ Shapes: (N,), (B, N), (N, h, w) or (B, N, h, w), values in [0, 1].
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import regions
@@ -62,6 +63,37 @@ def mix(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
     """
     weight = expand(lambda_, *z_a.shape[1:])
     return weight * z_a + (1 - weight) * z_b
+
+
+def mix_bands(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
+    """(1) where the elements are spatial bands of the latent that add up to it, not groups of channels.
+
+    Elements 1, 2 and 3 are the spatial mean of a third of the channels each, element 5 what a 2 x 2 grid of means adds
+    to it, element 4 the rest. On a latent of 2 x 2, which has no rest, elements 4 and 5 are the deviation from the mean
+    in half of the channels each. Equal lambdas give exactly what `mix` gives.
+
+    Args:
+        z_a, z_b: (B, C, h, w).
+        lambda_: any of the four shapes of Lambda, N = 5.
+
+    Returns:
+        (B, C, h, w).
+    """
+    channels, height, width = z_a.shape[1:]
+    lambda_ = lambda_.unsqueeze(0) if lambda_.dim() in (1, 3) else lambda_
+    style, fine, coarse = lambda_.split((3, 1, 1), dim=1)
+    difference = z_a - z_b
+    mean = difference.mean(dim=(2, 3), keepdim=True)
+    of_mean = expand(style, channels, height, width)
+    if height > 2:
+        rest = expand(fine, channels, height, width)
+        layout = F.interpolate(F.adaptive_avg_pool2d(difference, 2), size=(height, width), mode="nearest-exact") - mean
+        of_layout = expand(coarse, channels, height, width)
+        banded = (of_layout - rest) * layout
+    else:
+        rest = expand(torch.cat([fine, coarse], dim=1), channels, height, width)
+        banded = torch.zeros_like(difference)
+    return rest * z_a + (1 - rest) * z_b + (banded + (of_mean - rest) * mean)
 
 
 def layer_lambdas(lambda_: Tensor, owners: Tensor) -> Tensor:

@@ -214,3 +214,49 @@ def test_layer_lambdas() -> None:
     assert torch.equal(latents.layer_lambdas(five, eye), five)
     same = torch.full((3, 5), 0.3)
     torch.testing.assert_close(latents.layer_lambdas(same, latents.owner_matrix("shared", 5, 5)), same)
+
+
+BAND_SHAPES = [(5,), (3, 5), (5, 4, 4), (3, 5, 4, 4)]
+
+
+@pytest.mark.parametrize("shape", BAND_SHAPES)
+def test_bands_of_equal_lambdas_are_plain_mixing(shape: tuple[int, ...]) -> None:
+    z_a, z_b = torch.randn(2, 3, 13, 4, 4)
+    for value in (0.0, 0.3, 1.0):
+        assert torch.equal(
+            latents.mix_bands(z_a, z_b, torch.full(shape, value)), latents.mix(z_a, z_b, torch.full(shape, value))
+        )
+    assert torch.equal(latents.mix_bands(z_a, z_b, torch.ones(shape)), z_a)
+
+
+def bands_of(z: Tensor) -> list[Tensor]:
+    """The five bands, each a latent of its own: what they are, in NumPy's terms."""
+    value = z.double().numpy()
+    mean = value.mean((2, 3), keepdims=True)
+    blocks = value.reshape(*value.shape[:2], 2, 2, 2, 2).mean((3, 5))  # a 4 x 4 grid as 2 x 2 blocks of 2 x 2
+    layout = blocks.repeat(2, 2).repeat(2, 3) - mean
+    thirds = []
+    for first, last in ((0, 4), (4, 8), (8, 13)):
+        third = np.zeros_like(value)
+        third[:, first:last] = mean[:, first:last]
+        thirds.append(third)
+    return [torch.from_numpy(band) for band in (*thirds, value - mean - layout, layout)]
+
+
+def test_each_element_moves_its_band_alone() -> None:
+    z_a, z_b = torch.randn(2, 2, 13, 4, 4, dtype=torch.float64)
+    bands_a, bands_b = bands_of(z_a), bands_of(z_b)
+    torch.testing.assert_close(sum(bands_a), z_a, msg="bands add up to the latent")
+    lambda_ = torch.tensor([[1.0, 0.2, 0.0, 0.7, 0.4], [0.0, 0.0, 0.9, 1.0, 0.0]], dtype=torch.float64)
+    expected = sum(
+        lambda_[:, n, None, None, None] * bands_a[n] + (1 - lambda_[:, n, None, None, None]) * bands_b[n]
+        for n in range(5)
+    )
+    torch.testing.assert_close(latents.mix_bands(z_a, z_b, lambda_), expected)
+
+
+def test_bands_of_the_smallest_latent_share_its_deviation() -> None:
+    z_a, z_b = torch.randn(2, 1, 6, 2, 2)
+    moved = latents.mix_bands(z_a, z_b, torch.tensor([1.0, 1, 1, 0, 1])) - z_a
+    torch.testing.assert_close(moved.mean((2, 3)), torch.zeros(1, 6))
+    assert moved[:, :3].abs().amin() > 0 and not moved[:, 3:].any()

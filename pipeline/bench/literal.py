@@ -7,7 +7,7 @@ its steps parameter by parameter, D sees one batch at a time, and every term is 
 import torch
 from torch import Tensor, nn
 
-from pipeline import latents, losses
+from pipeline import losses
 from pipeline.config import LAYERS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
@@ -36,7 +36,7 @@ class LiteralStage:
         b = a.flip(0)
         with runtime.autocast():
             z_a, z_b = self.model.encoder(a), self.model.encoder(b)
-            fused = self.model.generator(latents.mix(z_a, z_b, lambda_))
+            fused = self.model.generator(self.model.mix(z_a, z_b, lambda_))
             again = self.model.generator(z_a), self.model.generator(z_b)
             real, fake = self.critic.score(a), self.critic.score(fused.detach())
             penalty = self.critic.penalty_of(a, fused.detach(), position)

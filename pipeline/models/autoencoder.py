@@ -91,19 +91,20 @@ class FusionAutoencoder(nn.Module):
         super().__init__()
         self.encoder = Encoder(config)
         self.generator = Generator(config)
+        self.mix = latents.mix_bands if config.structure == "bands" else latents.mix
 
     def forward(self, images: Tensor, lambda_: Tensor | None = None) -> FusionOutput:
         """(B, 3, H, W) in [-1, 1] and Lambda (B, N) or (B, N, h, w), or None to reconstruct only."""
         z_a = self.encoder(images)
         if lambda_ is None:
             return FusionOutput(self.generator(z_a), None)
-        z_c = latents.mix(z_a, rolled(z_a), lambda_).to(z_a.dtype)
+        z_c = self.mix(z_a, rolled(z_a), lambda_).to(z_a.dtype)
         reconstruction, fused = self.generator(torch.cat([z_a, z_c])).chunk(2)
         return FusionOutput(reconstruction, fused)
 
     def fuse_latents(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
         """C = G(Lambda o Z_A + (1 - Lambda) o Z_B): (B, C, h, w) twice and any shape of Lambda -> (B, 3, H, W)."""
-        images: Tensor = self.generator(latents.mix(z_a, z_b, lambda_))
+        images: Tensor = self.generator(self.mix(z_a, z_b, lambda_))
         return images
 
     def fuse_region(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +118,7 @@ class FusionAutoencoder(nn.Module):
         mask = mask.reshape(-1, 1, *mask.shape[-2:])
         weight = touched(mask, z_a.shape[-1])
         inside = lambda_ if lambda_.dim() > 2 else lambda_[..., None, None]
-        z_c = latents.mix(z_a, z_b, weight * inside + (1 - weight))
+        z_c = self.mix(z_a, z_b, weight * inside + (1 - weight))
         return self.generator.within(z_a, z_c, mask)
 
 
