@@ -15,7 +15,7 @@ app = typer.Typer(
 for command in (
     *(data.synth, data.shard, data.verify, data.stage),
     *(training.pretrain, training.train, training.run),
-    *(results.export, results.evaluate, results.fuse),
+    *(results.export, results.evaluate, results.compare, results.fuse, results.features),
     training.doctor,
 ):
     app.command()(command)
@@ -25,7 +25,7 @@ weights_app.command()(training.fetch)
 app.add_typer(weights_app, name="weights")
 
 bench_app = typer.Typer(help="Measure what this machine gives, beside its limit.", no_args_is_help=True)
-for measure in (bench.step, bench.loader):
+for measure in (bench.step, bench.loader, bench.shard):
     bench_app.command()(measure)
 app.add_typer(bench_app, name="bench")
 

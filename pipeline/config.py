@@ -3,7 +3,6 @@
 Every section refuses unknown keys. The docstring under a field is its documentation.
 """
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import UserError
+from pipeline.invalid import describe
 
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The tapped layers of the perceptual network, METHOD (4) and (5)."""
@@ -50,6 +50,11 @@ class DataConfig(Section):
     """Mirror every training image with probability 1/2."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per rank; 0 decodes in the training process."""
+    cache: Literal["none", "disk", "device"] = "none"
+    """Decode every training image once and keep the pixels: `disk` in a file that all ranks of a node map, `device`
+    in the memory of each GPU, from that file if there is one. The same training, sooner; see docs/data.md for sizes."""
+    cache_dir: Path | None = None
+    """Folder of the file; a node's own disk is best. null: `cache` inside `run_dir`."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 0
     """Photographs in the shards that each rank may find unreadable, and replace by the next one, before it stops."""
     stream: str | None = None
@@ -61,6 +66,8 @@ class DataConfig(Section):
             raise ValueError(f"image_size: {self.image_size} is not a power of two of 32 or more; try 64, 128 or 256")
         if self.stream is not None and self.source is not None:
             raise ValueError("stream: trains from tars as they are; leave out data.source, or shard it first")
+        if self.stream is not None and self.cache != "none":
+            raise ValueError(f"cache: {self.cache} needs shards at hand; set none, or stage instead of data.stream")
         return self
 
 
@@ -71,6 +78,9 @@ class ModelConfig(Section):
     """Kernel of every convolution."""
     elements: Positive = 5
     """Number N of latent elements."""
+    structure: Literal["channels", "bands"] = "channels"
+    """What an element is: a group of channels, the paper's; or a spatial band of the latent: elements 1 to 3 a third of
+    its spatial mean each, 5 its 2 x 2 layout, 4 the rest (METHOD, "What separates the elements")."""
     discriminator_norm: Norm = "layer"
     """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
     discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
@@ -80,6 +90,8 @@ class ModelConfig(Section):
     def _element_fits(self) -> "ModelConfig":
         if self.elements > 16 * self.base_channels:
             raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
+        if self.structure == "bands" and self.elements != 5:
+            raise ValueError(f"elements: {self.elements} with structure bands; bands are 5 elements")
         return self
 
 
@@ -210,8 +222,8 @@ class EvaluationConfig(Section):
 
     pairs: Positive = 128
     """Pairs behind the effect matrix, exactness, regions and paths measured in pixels."""
-    corner_pairs: Positive = 16
-    """Pairs whose corners of Lambda (Shapley values) and paths go through the perceptual network, 94 images each."""
+    corner_pairs: Annotated[int, Field(ge=0)] = 12
+    """Pairs behind Shapley values and perceptual paths, which take 94 images each; 0 leaves both out."""
     half_way_pairs: Positive = 1000
     """Pairs fused at lambda = 0.5: realism and pose."""
     train_images: Positive = 1000
@@ -257,6 +269,10 @@ class Config(Section):
     def shards_dir(self) -> Path:
         return self.data.shards or self.run_dir / "shards"
 
+    @property
+    def cache_dir(self) -> Path:
+        return self.data.cache_dir or self.run_dir / "cache"
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
         return self.model_dump(mode="json")
@@ -299,7 +315,7 @@ def validate(values: dict[str, Any], origin: str) -> Config:
     except ValidationError as error:
         first, *rest = error.errors()
         more = f" (and {len(rest)} more)" if rest else ""
-        raise UserError(f"{origin}: {_describe(first)}{more}") from None
+        raise UserError(f"{origin}: {describe(first, Config)}{more}") from None
 
 
 def dump(config: Config) -> str:
@@ -330,18 +346,3 @@ def _number(text: str) -> float | str:
         return float(text)  # YAML 1.1 takes 1e-4 for a string
     except ValueError:
         return text
-
-
-def _describe(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section: Any = Config
-        for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        close = difflib.get_close_matches(str(error["loc"][-1]), section.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known are: {', '.join(section.model_fields)}"
-        return f"{location}: unknown key; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{location}.{message}" if location else message
-    return f"{location}: {message}, not {error['input']!r}"

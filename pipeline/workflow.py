@@ -18,7 +18,7 @@ from pipeline.data.loader import FaceImages
 from pipeline.data.shards import load_manifest
 from pipeline.data.stream import StreamedFaces
 from pipeline.errors import LostRank, UserError
-from pipeline.evaluation.report import as_table, evaluate
+from pipeline.evaluation.report import VERSION, as_table, evaluate
 from pipeline.training import checkpoint, loop
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
@@ -168,8 +168,9 @@ def _finish(config: Config, runtime: Runtime) -> None:
     bundle = bundles.load_bundle(made["bundle"], runtime.device)
     images = FaceImages(_held_out(config), config.data)
     metrics = _read_json(made["evaluation"] / "metrics.json")
-    if (metrics.get("bundle"), metrics.get("shards")) != (bundle.trained, images.content_hash):
-        metrics = evaluate(bundle, images.reader.folder, made["evaluation"])
+    told = tuple(metrics.get(key) for key in ("version", "bundle", "shards"))
+    if told != (VERSION, bundle.trained, images.content_hash):
+        metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
     shown = images.load(list(range(min(2 * STRIPS, len(images))))).to(runtime.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)

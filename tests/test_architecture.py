@@ -12,9 +12,9 @@ PACKAGE = ROOT / "pipeline"
 MAX_LINES, MAX_FUNCTION_LINES = 350, 60
 
 LEVELS: list[set[str]] = [
-    {"errors", "files", "progress"},
+    {"errors", "files", "invalid", "progress"},
     {"signals"},
-    {"config", "console"},
+    {"config", "console", "regions"},
     {
         "images",
         "latents",
@@ -23,14 +23,27 @@ LEVELS: list[set[str]] = [
         "training.watch",
         "training.status",
         "data.order",
+        "evaluation.statistics",
+        "evaluation.table",
     },  # and every other file of data/
-    {"data.loader", "models.autoencoder", "models.discriminator", "models.perceptual"},
-    {"data.stream", "training.ranks", "training.checkpoint", "training.averaging", "evaluation.effects", "pictures"},
-    {"training.runtime", "bundle"},
-    {"training.tracking", "doctor", "bench.flops", "bench.loading"},
-    {"training.loop", "fuse"},
-    {"training.pretrain", "training.fusion", "evaluation.report"},
-    {"workflow", "bench.step"},
+    {"data.loader", "landmarks", "models.autoencoder", "models.discriminator", "models.perceptual"},
+    {
+        *("data.cache", "data.stream", "training.ranks", "training.checkpoint", "training.averaging", "pictures"),
+        *("evaluation.distances", "evaluation.factors", "evaluation.mixing", "evaluation.output"),
+    },
+    {
+        *("training.runtime", "training.writer", "bundle", "evaluation.effects", "evaluation.feature_maps"),
+        *("evaluation.path", "evaluation.realism", "evaluation.shapley"),
+    },
+    {
+        *("training.tracking", "doctor", "bench.flops", "bench.loading", "bench.sharding"),
+        *("evaluation.faces", "evaluation.pose"),
+    },
+    {"training.loop", "fuse", "evaluation.areas", "evaluation.portraits"},
+    {"training.pretrain", "training.fusion", "evaluation.figures", "evaluation.sections"},
+    {"evaluation.report", "evaluation.compare"},
+    {"workflow", "bench.literal", "bench.exactness"},
+    {"bench.step"},
     {"commands.options"},
     {"commands.data", "commands.training", "commands.results", "commands.bench"},
     {"cli"},
@@ -40,7 +53,8 @@ DATA_LEVEL = 3
 """Files of data/ that LEVELS does not name: they may import one another, without a cycle."""
 TORCH_IS_WELCOME = {
     *("images", "latents", "losses", "pictures", "bundle", "doctor", "fuse", "workflow"),
-    *("data.loader", "data.stream"),
+    *("regions", "landmarks"),
+    *("data.loader", "data.cache", "data.stream"),
 }
 TORCH_FOLDERS = ("models.", "training.", "evaluation.", "bench.")
 

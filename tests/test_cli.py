@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 
 COMMANDS = {
     *("synth", "shard", "verify", "stage", "pretrain", "train"),
-    *("evaluate", "export", "fuse", "run", "doctor", "weights", "bench"),
+    *("evaluate", "compare", "features", "export", "fuse", "run", "doctor", "weights", "bench"),
 }
 SCRIPT = Path(sys.executable).with_name("latentfuse")
 

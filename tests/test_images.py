@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from pipeline import images
 from pipeline.errors import UserError
@@ -45,6 +46,34 @@ def test_exif_orientation_is_applied(form: str, orientation: int) -> None:
     plain = images.decode(encoded(picture(), form), "x")
     turned = images.decode(encoded(picture(), form, exif=exif), "x")
     assert torch.equal(turned, torch.rot90(plain, {1: 0, 3: 2, 6: 3, 8: 1}[orientation], dims=(1, 2)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(178, 218), (218, 178), (129, 128), (128, 128), (40, 47), (300, 17)])
+@pytest.mark.parametrize(("size", "crop"), [(128, None), (32, None), (64, 31), (128, 128), (64, 1000)])
+def test_fit_is_what_torchvision_does(width: int, height: int, size: int, crop: int | None) -> None:
+    image = images.decode(encoded(picture(width, height), "JPEG"), "x")
+    side = min(crop or height, height, width)
+    expected = resize(center_crop(image, [side, side]), [size, size], antialias=True)
+    fitted = images.fit(image, size, crop)
+    assert torch.equal(fitted, expected) and fitted.is_contiguous()
+    batch = torch.zeros((3, 3, size, size), dtype=torch.uint8)
+    images.fit(image, size, crop, out=batch[1])
+    assert torch.equal(batch[1], expected) and not batch[::2].any()
+
+
+def test_without_the_native_resize(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = images.decode(encoded(picture(), "JPEG"), "x")
+    expected = images.fit(image, 32)
+    monkeypatch.setattr(images, "NATIVE_RESIZE", False)
+    assert torch.equal(images.fit(image, 32), expected)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_memory_that_may_be_written_is_read_where_it_is(form: str) -> None:
+    data = encoded(picture(), form)
+    held = memoryview(bytearray(7) + bytearray(data))[7:]
+    assert torch.equal(images.decode(held, "x"), images.decode(data, "x")) and held == data
+    assert torch.equal(images.decode(memoryview(data), "x"), images.decode(data, "x"))
 
 
 def bad_pictures() -> dict[str, bytes]:

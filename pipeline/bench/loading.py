@@ -1,9 +1,12 @@
-"""How fast images come out of shards, beside the bare decoder and beside plain WebDataset with Pillow."""
+"""How fast images come out of shards and caches, beside the bare decoder and beside plain WebDataset with Pillow."""
 
-import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from copy import copy
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +18,64 @@ from torch.utils.data import DataLoader
 
 from pipeline import images
 from pipeline.config import DataConfig
-from pipeline.data.loader import FaceImages, follow_the_trainer
+from pipeline.data.cache import one_thread
+from pipeline.data.loader import FaceImages, Wanted, follow_the_trainer
 from pipeline.data.order import Order
+from pipeline.data.shards import os_errors_named
 from pipeline.errors import UserError
 
-MICRO_BATCH = 16
-ROUNDS = 3
+MICRO_BATCH, GLOBAL_BATCH = 16, 128
+"""As in training on one device, by default."""
+HELD = 4096
+"""Decoded images in the caches that are timed: far more than a processor's own cache holds."""
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Report:
-    """Images per second: the median of rounds that take turns. `decoder` is one process on bytes in memory."""
+    """Images per second: the best of rounds that take turns. `decoder` is one process on bytes in memory."""
 
     image_size: int
     workers: int
     images: int
+    device: str
     decoder: float
     loader: float
+    """With `workers` processes."""
+    loader_0: float
+    """In the training process alone."""
+    loader_1: float
+    """With one process beside the training process."""
     webdataset: float
-
-    @property
-    def cores(self) -> int:
-        return max(1, self.workers)
+    disk_cache: float
+    device_cache: float
 
     @property
     def of_decoder(self) -> float:
         """The loader's rate per process, as a share of the decoder's."""
-        return self.loader / (self.decoder * self.cores)
+        return self.loader / (self.decoder * max(1, self.workers))
 
     @property
-    def over_webdataset(self) -> float:
-        return self.loader / self.webdataset
+    def device_batch_ms(self) -> float:
+        """Milliseconds for a step of `GLOBAL_BATCH` images, as one micro-batch, from the cache on the device."""
+        return 1000 * GLOBAL_BATCH / self.device_cache
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self) | {"of_decoder": self.of_decoder, "over_webdataset": self.over_webdataset}
+        return asdict(self) | {
+            "of_decoder": self.of_decoder,
+            "of_decoder_0": self.loader_0 / self.decoder,
+            "of_decoder_1": self.loader_1 / self.decoder,
+            "over_webdataset": self.loader / self.webdataset,
+            "disk_cache_over_decoder": self.disk_cache / self.decoder,
+            "device_cache_over_decoder": self.device_cache / self.decoder,
+            "device_batch": GLOBAL_BATCH,
+            "device_batch_ms": self.device_batch_ms,
+        }
 
 
 def measure(folder: Path, config: DataConfig, count: int) -> Report:
-    """Read `count` images of a split in each of three rounds, each way, with `config.workers` processes.
+    """Read `count` images of a split in each of the rounds, each way; all but one process apiece compute nothing else.
 
     Raises:
         UserError: there are no shards, or an image cannot be read.
@@ -62,34 +84,63 @@ def measure(folder: Path, config: DataConfig, count: int) -> Report:
     if not len(faces):
         raise UserError(f"{folder}: no images")
     steps = max(2, -(-count // MICRO_BATCH))
-    ways: dict[str, Callable[[], float]] = {
-        "decoder": lambda: _decoder(faces, steps * MICRO_BATCH),
-        "loader": lambda: _loader(faces, steps),
-        "webdataset": lambda: _webdataset(folder, faces, steps),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the loader's workers
-    try:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory(prefix="latentfuse-bench-") as place, one_thread():  # as in the loader's workers
+        disk = _decoded(faces, Path(place) / "pixels.u8")
+        ways: dict[str, Callable[[], float]] = {
+            "decoder": lambda: _decoder(faces, steps * MICRO_BATCH),
+            "loader": lambda: _loader(faces, steps, config.workers),
+            "loader_0": lambda: _loader(faces, steps, 0),
+            "loader_1": lambda: _loader(faces, steps, 1),
+            "webdataset": lambda: _webdataset(folder, faces, steps),
+            "disk_cache": lambda: _cache(faces, disk, 10 * steps * MICRO_BATCH),
+            "device_cache": lambda: _cache(faces, on_device, 10 * steps * MICRO_BATCH),
+        }
+        on_device = disk.to(device, copy=True)
+        best = dict.fromkeys(ways, 0.0)
         for _ in range(ROUNDS):
             for name, way in ways.items():
-                rates[name].append(way())
-    finally:
-        torch.set_num_threads(threads)
-    medians = {name: statistics.median(each) for name, each in rates.items()}
-    return Report(config.image_size, config.workers, steps * MICRO_BATCH, **medians)
+                best[name] = max(best[name], way())
+    return Report(config.image_size, config.workers, steps * MICRO_BATCH, _name(device), **best)
 
 
 def as_text(report: Report) -> str:
     """A table for people."""
-    return "\n".join(
+    decoder = report.decoder
+    rows = (
+        ("decode_jpeg + resize, one process, bytes in memory", decoder, ""),
+        ("loader, in the training process", report.loader_0, f"{report.loader_0 / decoder:.0%} of that"),
+        ("loader, 1 worker", report.loader_1, f"{report.loader_1 / decoder:.0%} of that"),
+        (f"loader, data.workers={report.workers}", report.loader, f"{report.of_decoder:.0%} of that per process"),
         (
-            f"{report.image_size} px, {report.workers} workers, {report.images} images a round; images/s:",
-            f"{'decode_jpeg + resize, one process, bytes in memory':<52}{report.decoder:>9.0f}",
-            f"{'loader':<52}{report.loader:>9.0f}   {report.of_decoder:.0%} of that per process",
-            f"{'plain webdataset with Pillow':<52}{report.webdataset:>9.0f}   loader: {report.over_webdataset:.2f}x",
-        )
+            "plain webdataset with Pillow, as many",
+            report.webdataset,
+            f"loader: {report.loader / report.webdataset:.2f}x",
+        ),
+        ("data.cache=disk", report.disk_cache, f"{report.disk_cache / decoder:.0f}x decode_jpeg + resize"),
+        (
+            f"data.cache=device, on {report.device}",
+            report.device_cache,
+            f"{report.device_cache / decoder:.0f}x; {report.device_batch_ms:.3f} ms for {GLOBAL_BATCH} images",
+        ),
     )
+    head = f"{report.image_size} px, {report.images} images a round; images/s, the best of {ROUNDS} rounds:"
+    return "\n".join((head, *(f"{what:<52}{rate:>9.0f}   {ratio}".rstrip() for what, rate, ratio in rows)))
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _decoded(faces: FaceImages, path: Path) -> torch.Tensor:
+    """(n, 3, S, S) uint8: the first images, mapped from a file."""
+    count, size = min(len(faces), HELD), faces.config.image_size
+    with os_errors_named(path), path.open("wb") as stream:
+        stream.truncate(count * 3 * size**2)
+    pixels = torch.from_file(str(path), shared=True, size=count * 3 * size**2, dtype=torch.uint8)
+    pixels = pixels.view(count, 3, size, size)
+    faces.fill(pixels, Wanted(np.arange(count), np.zeros(count, bool)))
+    return pixels
 
 
 def _decoder(faces: FaceImages, count: int) -> float:
@@ -101,13 +152,32 @@ def _decoder(faces: FaceImages, count: int) -> float:
     return count / (time.perf_counter() - began)
 
 
-def _loader(faces: FaceImages, steps: int) -> float:
-    order = Order(len(faces), 0, MICRO_BATCH, MICRO_BATCH)
-    batches = faces.micro_batches(order, 0, _needed(steps, faces.config.workers))
-    try:
-        return _rate(batches, steps, faces.config.workers)
-    finally:
-        batches.close()
+def _loader(faces: FaceImages, steps: int, workers: int) -> float:
+    faces = copy(faces)
+    faces.config = faces.config.model_copy(update={"workers": workers})
+    order = Order(len(faces), 0, GLOBAL_BATCH, MICRO_BATCH)
+    of_one_step = len(order.slices())
+    with closing(faces.micro_batches(order, 0, 1 + (steps + _head(workers)) // of_one_step)) as batches:
+        return _rate(chain.from_iterable(batches), steps, workers)
+
+
+def _cache(faces: FaceImages, pixels: torch.Tensor, count: int) -> float:
+    faces = copy(faces)
+    faces.pixels = pixels
+    steps = max(2, count // GLOBAL_BATCH)
+    with closing(faces.micro_batches(Order(len(pixels), 0, GLOBAL_BATCH, GLOBAL_BATCH), 0, steps + 1)) as batches:
+        next(batches)
+        _wait_for(pixels.device)
+        began = time.perf_counter()
+        for _ in batches:
+            pass
+        _wait_for(pixels.device)
+        return steps * GLOBAL_BATCH / (time.perf_counter() - began)
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _webdataset(folder: Path, faces: FaceImages, steps: int) -> float:
@@ -141,10 +211,6 @@ class _Fit:
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         size, box = (self.config.image_size, self.config.image_size), (left, top, left + side, top + side)
         return np.array(picture.resize(size, Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
-
-
-def _needed(steps: int, workers: int) -> int:
-    return steps + _head(workers)
 
 
 def _head(workers: int) -> int:

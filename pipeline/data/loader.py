@@ -6,12 +6,14 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,8 +23,22 @@ from pipeline.data.order import Order
 from pipeline.data.shards import ShardReader
 from pipeline.errors import UserError
 
+PREFETCH = 4
+"""Micro-batches that each worker has ready or in work."""
+
+AT_A_TIME = 16
+"""Decoded images that are gathered in one piece."""
+
 Item = tuple[int, bool]
 """Index of an image in the split, and whether to mirror it."""
+
+
+class Wanted(NamedTuple):
+    """The images of a batch."""
+
+    indices: NDArray[np.int64]
+    flips: NDArray[np.bool_]
+    """Which of them to mirror."""
 
 
 class Loaded(NamedTuple):
@@ -41,7 +57,7 @@ class Batch(NamedTuple):
 @dataclass(frozen=True)
 class MicroBatch:
     images: Tensor
-    """(m, 3, S, S) uint8, in host memory."""
+    """(m, 3, S, S) uint8, in host memory, or on the device where data.cache is `device`."""
     place: slice
     """Where in the step's global batch these images are: the key of their random draws."""
     keys: tuple[str, ...]
@@ -54,6 +70,9 @@ class FaceImages(Dataset[Loaded | UserError]):
     A photograph that cannot be read is returned as the error it gave: raised in a worker it would lose its one line.
     Where `max_bad_samples` allows some, the next good one of the split takes its place, and `problems` says so.
     """
+
+    pixels: Tensor | None = None
+    """(N, 3, S, S) uint8, in host memory or on a device: every image, where they are decoded already (`cache`)."""
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
         self.reader = ShardReader(folder)
@@ -73,6 +92,32 @@ class FaceImages(Dataset[Loaded | UserError]):
             else:
                 return Loaded(image.flip(-1) if flip else image, tuple(map(str, problems)))
         return problems[0]
+
+    def fill(self, batch: Tensor, wanted: Wanted) -> tuple[str, ...]:
+        """Read and decode the images wanted into `batch`, (m, 3, S, S) uint8.
+
+        Returns:
+            The problems of photographs that others stand in for.
+
+        Raises:
+            UserError: naming shard and key, for an image that cannot be read.
+        """
+        problems: list[str] = []
+        places = batch.unbind()
+        # Read first: decoding is slower just after a call of the system.
+        encoded = [self._encoded(index) for index in wanted.indices.tolist()]
+        for place, index, data in zip(places, wanted.indices.tolist(), encoded, strict=True):
+            try:
+                self._image(index, place, data)
+            except UserError:
+                loaded = self[index, False]
+                if isinstance(loaded, UserError):
+                    raise loaded from None
+                place.copy_(loaded.image)
+                problems += loaded.problems
+        for mirrored in wanted.flips.nonzero()[0].tolist():
+            places[mirrored].copy_(places[mirrored].flip(-1))
+        return tuple(problems)
 
     @property
     def name(self) -> str:
@@ -101,10 +146,25 @@ class FaceImages(Dataset[Loaded | UserError]):
         """As the function of this name."""
         return micro_batches(self, order, first, last)
 
-    def _image(self, index: int) -> Tensor:
-        _, data = self.reader.read(index)
-        name = _Name(self.reader, index)
-        return images.fit(images.decode(data, name), self.config.image_size, self.config.crop)
+    def batches(self, plan: Iterator[Wanted], largest: int) -> Generator[Batch, None, None]:
+        """One batch for each of `plan`, of `largest` images or fewer. Close it, or the workers live on.
+
+        Raises:
+            UserError: as `fill`.
+        """
+        if self.pixels is not None:
+            return _gathered(self.pixels, plan)
+        return _by_workers(self, plan, largest) if self.config.workers else _here(self, plan)
+
+    def _image(self, index: int, out: Tensor | None = None, data: memoryview | None = None) -> Tensor:
+        image = images.decode(data or self.reader.image(index), _Name(self.reader, index))
+        return images.fit(image, self.config.image_size, self.config.crop, out)
+
+    def _encoded(self, index: int) -> memoryview | None:
+        try:
+            return self.reader.image(index)
+        except UserError:
+            return None
 
 
 class _Name(NamedTuple):
@@ -123,40 +183,111 @@ def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> G
     Raises:
         UserError: naming shard and key, for an image that cannot be read.
     """
-    config = dataset.config
     slices = order.slices()
+    drawn: dict[int, NDArray[np.int64]] = {}
 
-    def plan() -> Iterator[list[Item]]:
+    def plan() -> Iterator[Wanted]:
         for step in range(first, last):
-            indices = order.indices(step)
-            flips = order.flips(step) & config.horizontal_flip
+            indices = drawn[step] = order.indices(step)
+            flips = order.flips(step) & dataset.config.horizontal_flip
             for place in slices:
-                yield [(int(i), bool(f)) for i, f in zip(indices[place], flips[place], strict=True)]
+                yield Wanted(indices[place], flips[place])
 
+    left_out: set[str] = set()
+    with closing(dataset.batches(plan(), order.micro_batch_size)) as batches:
+        for step in range(first, last):
+            step_batches = []
+            for place in slices:
+                batch = next(batches)
+                tolerate(batch.problems, left_out, dataset.config.max_bad_samples)
+                keys = tuple(map(dataset.reader.index.key, drawn[step][place]))
+                step_batches.append(MicroBatch(batch.images, place, keys))
+            del drawn[step]
+            yield step_batches
+
+
+def _here(faces: FaceImages, plan: Iterator[Wanted]) -> Generator[Batch, None, None]:
+    for wanted in plan:
+        images = _memory(len(wanted.indices), faces.config.image_size)
+        yield Batch(images, faces.fill(images, wanted))
+
+
+def _by_workers(faces: FaceImages, plan: Iterator[Wanted], largest: int) -> Generator[Batch, None, None]:
+    """Workers write into shared memory that was made once: as much again for every batch takes 40 us per image."""
+    workers, size = faces.config.workers, faces.config.image_size
+    # The loader asks for that many batches ahead of the one it hands out, which is copied before the next.
+    slots = torch.empty((PREFETCH * workers + 1, largest, 3, size, size), dtype=torch.uint8).share_memory_()
     loader = DataLoader(
-        dataset,
-        batch_sampler=plan(),
-        num_workers=config.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if config.workers else None,
+        _Slots(faces, slots),
+        batch_sampler=([number % len(slots), wanted] for number, wanted in enumerate(plan)),
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=PREFETCH,
         worker_init_fn=follow_the_trainer,
     )
     batches = iter(loader)
-    left_out: set[str] = set()
     try:
-        for step in range(first, last):
-            indices = order.indices(step)
-            step_batches = []
-            for place in slices:
-                batch = or_raise(next(batches))
-                tolerate(batch.problems, left_out, config.max_bad_samples)
-                keys = tuple(map(dataset.reader.index.key, indices[place]))
-                step_batches.append(MicroBatch(batch.images, place, keys))
-            yield step_batches
+        for number, filled in enumerate(batches):
+            if isinstance(filled, UserError):
+                raise filled
+            count, problems = filled
+            images = _memory(count, size).copy_(slots[number % len(slots), :count])
+            yield Batch(images, problems)
     finally:
         # Python would end them at exit, by the SIGTERM that they ignore, and wait for ever.
         getattr(batches, "_shutdown_workers", lambda: None)()
+
+
+class _Slots(Dataset[Any]):
+    """What a worker does: fill one of `slots`, (number, m, 3, S, S) uint8 in shared memory."""
+
+    def __init__(self, faces: FaceImages, slots: Tensor) -> None:
+        self.faces, self.slots = faces, slots
+
+    def __getitems__(self, task: list[Any]) -> tuple[int, tuple[str, ...]] | UserError:
+        """The number of images, and problems. Raised in a worker, an error would lose its one line."""
+        slot, wanted = task
+        count = len(wanted.indices)
+        try:
+            return count, self.faces.fill(self.slots[slot, :count], wanted)
+        except UserError as error:
+            return error
+
+
+def _as_it_is(filled: Any) -> Any:
+    return filled
+
+
+def _gathered(pixels: Tensor, plan: Iterator[Wanted]) -> Generator[Batch, None, None]:
+    """Batches of images that are decoded already, where those are."""
+    gather = _gather_in_memory if pixels.device.type == "cpu" else _gather_on_device
+    for wanted in plan:
+        yield Batch(gather(pixels, *map(torch.from_numpy, wanted)), ())
+
+
+def _gather_in_memory(pixels: Tensor, indices: Tensor, flips: Tensor) -> Tensor:
+    images = _memory(len(indices), pixels.shape[-1])
+    # Few enough at a time that those to mirror are still in the processor's cache.
+    for some, which, mirrored in zip(
+        images.split(AT_A_TIME), indices.split(AT_A_TIME), flips.split(AT_A_TIME), strict=True
+    ):
+        torch.index_select(pixels, 0, which, out=some)
+        for image, flip in zip(some.unbind(), mirrored.tolist(), strict=True):
+            if flip:
+                image.copy_(image.flip(-1))
+    return images
+
+
+def _gather_on_device(pixels: Tensor, indices: Tensor, flips: Tensor) -> Tensor:
+    """Nothing here waits for a GPU."""
+    indices, flips = (each.pin_memory().to(pixels.device, non_blocking=True) for each in (indices, flips))
+    images = pixels.index_select(0, indices)
+    return torch.where(flips[:, None, None, None], images.flip(-1), images)
+
+
+def _memory(count: int, size: int) -> Tensor:
+    """(count, 3, size, size) uint8 in host memory from which a GPU copies without waiting."""
+    return torch.empty((count, 3, size, size), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
 
 
 def collate(items: list[Loaded | UserError]) -> Batch | UserError:

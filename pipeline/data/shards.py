@@ -280,19 +280,23 @@ class ShardReader:
         return len(self.index)
 
     def read(self, i: int) -> tuple[str, bytes]:
-        """Key and image bytes of sample `i`.
+        """Key and image bytes of sample `i`; raises as `image`."""
+        return self.index.key(i), bytes(self.image(i))
+
+    def image(self, i: int) -> memoryview:
+        """Image bytes of sample `i`, in memory of their own.
 
         Raises:
             ShardError: the shard is missing, short, or its bytes differ from the CRC32.
         """
         columns = self.index.columns
-        offset, length = int(columns["offset"][i]), int(columns["length"][i])
-        data = self._bytes(i, offset - BLOCK, BLOCK + length)
-        key, name = self.index.key(i), f"{self.index.key(i)}.{columns['extension'][i].decode()}"
+        length = int(columns["length"][i])
+        data = self._bytes(i, int(columns["offset"][i]) - BLOCK, BLOCK + length)
+        name = f"{self.index.key(i)}.{columns['extension'][i].decode()}"
         # The image is found without its header; but other readers lose what stands behind a damaged one.
-        if not is_header(data[:BLOCK], name, length, self.index.manifest.kind == "written"):
+        if not is_header(bytes(data[:BLOCK]), name, length, self.index.manifest.kind == "written"):
             raise ShardError(f"{self.name(i)}: its tar header is damaged; run `verify` on the folder")
-        return key, self._checked(i, data[BLOCK:], columns["crc32"][i])
+        return self._checked(i, data[BLOCK:], columns["crc32"][i])
 
     def metadata(self, i: int) -> dict[str, Any]:
         """The `.json` of sample `i`; {} where it has none. Raises as `read`."""
@@ -303,7 +307,7 @@ class ShardReader:
         content = self._bytes(i, int(offset), int(columns["meta_length"][i]))
         self._checked(i, content, columns["meta_crc32"][i])
         try:
-            value = json.loads(content)
+            value = json.loads(bytes(content))
         except ValueError:
             raise ShardError(f"{self.name(i)}: its .json is not JSON") from None
         return value if isinstance(value, dict) else {}
@@ -313,13 +317,13 @@ class ShardReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _bytes(self, i: int, offset: int, length: int) -> bytes:
-        data = os.pread(self._descriptor(i), length, offset)
-        if len(data) != length:
+    def _bytes(self, i: int, offset: int, length: int) -> memoryview:
+        data = memoryview(bytearray(length))
+        if os.preadv(self._descriptor(i), [data], offset) != length:
             raise ShardError(f"{self.name(i)}: the tar ends before it; run `verify` on the folder")
         return data
 
-    def _checked(self, i: int, data: bytes, crc32: int) -> bytes:
+    def _checked(self, i: int, data: memoryview, crc32: int) -> memoryview:
         if zlib.crc32(data) != crc32:
             raise ShardError(f"{self.name(i)}: damaged, its CRC32 differs from the index; run `verify` on the folder")
         return data
@@ -331,18 +335,15 @@ class ShardReader:
 
     def _descriptor(self, i: int) -> int:
         shard = self.index.shard_of(i)
-        descriptor = self._open.get(shard)
-        if descriptor is None:
+        if shard not in self._open:
             try:
-                descriptor = os.open(self.folder / self.index.manifest.shards[shard].file, os.O_RDONLY)
+                self._open[shard] = os.open(self.folder / self.index.manifest.shards[shard].file, os.O_RDONLY)
             except OSError as error:
                 raise ShardError(f"{self.name(i)}: the shard cannot be opened: {error.strerror}") from None
-            self._open[shard] = descriptor
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
-        else:
-            self._open.move_to_end(shard)
-        return descriptor
+        self._open.move_to_end(shard)
+        return self._open[shard]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}

@@ -2,30 +2,42 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import losses
-from pipeline.config import CONTENT_LAYERS, LAYERS
+from pipeline.config import CONTENT_LAYERS, LAYERS, STYLE_LAYERS
+from pipeline.evaluation.distances import represented, represented_distances
+from pipeline.evaluation.statistics import Array, Rows
 from pipeline.models.autoencoder import FusionAutoencoder, rolled
 from pipeline.models.perceptual import PerceptualNetwork
 
+DEAD = 0.05
+"""An element none of whose effects is larger does nothing."""
 
-def layer_distances(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Squared distance per image and layer, as the losses measure it: (4) for content layers, (5) for style layers.
+
+@torch.no_grad()
+def flips(
+    model: FusionAutoencoder, perceptual: PerceptualNetwork, z_a: Tensor, z_b: Tensor, elements: int
+) -> tuple[Tensor, Tensor]:
+    """What flipping elements from A to B does to each layer, per pair.
 
     Args:
-        features, others: one (B, C, H, W) per layer of `LAYERS`.
+        model: in eval mode, on the device of `perceptual`.
+        z_a, z_b: (B, C, h, w).
 
     Returns:
-        (B, L).
+        d(C_n, A') with element n alone flipped, (B, N, L), and d(B', A'), (B, L): squared distances as in the losses.
     """
-    all_ones = torch.ones(len(features[0]), device=features[0].device)
-    terms = []
-    for layer, x, y in zip(LAYERS, features, others, strict=True):
-        term = losses.content if layer in CONTENT_LAYERS else losses.style
-        terms.append(term(x, y, y, all_ones))
-    return torch.stack(terms, dim=1)
+    at_a = represented(perceptual(model.generator(z_a)))
+    whole = represented_distances(represented(perceptual(model.generator(z_b))), at_a)
+    moved = []
+    for element in range(elements):
+        lambda_ = torch.ones(elements, device=z_a.device)
+        lambda_[element] = 0
+        fused = perceptual(model.fuse_latents(z_a, z_b, lambda_))
+        moved.append(represented_distances(represented(fused), at_a))
+    return torch.stack(moved, dim=1), whole
 
 
 @torch.no_grad()
@@ -46,24 +58,55 @@ def effect_matrix(
     whole = torch.zeros(len(LAYERS), dtype=torch.float64)
     for images in batches:
         z_a = model.encoder(images.to(device))
-        z_b = rolled(z_a)
-        at_a = perceptual(model.generator(z_a))
-        whole += layer_distances([rolled(f) for f in at_a], at_a).sum(dim=0).double().cpu()
-        for element in range(elements):
-            lambda_ = torch.ones(elements, device=device)
-            lambda_[element] = 0
-            fused = perceptual(model.fuse_latents(z_a, z_b, lambda_))
-            moved[element] += layer_distances(fused, at_a).sum(dim=0).double().cpu()
+        by_element, by_all = flips(model, perceptual, z_a, rolled(z_a), elements)
+        moved += by_element.double().sum(dim=0).cpu()
+        whole += by_all.double().sum(dim=0).cpu()
     return (moved / whole).sqrt().float()
 
 
-def own_shares(effects: Tensor) -> Tensor:
-    """Of each layer's change, the part that its own element causes: (N, N) effects -> (N,). Chance is 1/N.
+def effect_statistics(means: Rows) -> Rows:
+    """The effect matrix and what it amounts to.
 
-    Raises:
-        ValueError: unless there is one element per layer (the `layerwise` reading).
+    Args:
+        means: `moved` (R, N, L) and `whole` (R, L), the means of what `flips` gives.
+
+    Returns:
+        `matrix` (R, N, L), `weakest` (R,) and, with one element per layer, the measures of `separation`.
     """
-    if effects.shape[0] != effects.shape[1]:
-        raise ValueError(f"own shares need one element per layer, not a matrix of {tuple(effects.shape)}")
-    squares = effects.square()
-    return squares.diagonal() / squares.sum(dim=0)
+    squares = means["moved"] / means["whole"][..., None, :]
+    matrix = np.sqrt(squares)
+    found = {"matrix": matrix, "weakest": matrix.max(axis=-1).min(axis=-1)}
+    return found | separation(squares)
+
+
+def separation(squares: Array) -> Rows:
+    """How well elements keep to the layers that they own.
+
+    Args:
+        squares: (..., N, L), how much of each layer's change an element causes; not negative.
+
+    Returns:
+        {} unless N = L. Else, with their values where elements do not differ (chance):
+        own_shares (..., L): of a layer's change, summed over elements, the part of its owner; 1/N.
+        own_share (...): their mean.
+        block_style, block_content (...): of a style (content) layer's change the part of all style (content) elements.
+        leakages (..., N): of an element's change, summed over layers, the part off its own layer; 1 - 1/L.
+        leakage (...): their mean.
+    """
+    if squares.shape[-2] != squares.shape[-1]:
+        return {}
+    of_layer = squares / squares.sum(axis=-2, keepdims=True)
+    of_element = squares / squares.sum(axis=-1, keepdims=True)
+    own_shares = np.diagonal(of_layer, axis1=-2, axis2=-1)
+    leakages = 1 - np.diagonal(of_element, axis1=-2, axis2=-1)
+    blocks = {}
+    for name, layers in (("style", STYLE_LAYERS), ("content", CONTENT_LAYERS)):
+        places = [LAYERS.index(layer) for layer in layers]
+        blocks[f"block_{name}"] = of_layer[..., places, :][..., places].sum(axis=-2).mean(axis=-1)
+    means = {"own_share": own_shares.mean(axis=-1), "leakage": leakages.mean(axis=-1)}
+    return {"own_shares": own_shares, "leakages": leakages, **means, **blocks}
+
+
+def dead_elements(matrix: Array) -> list[int]:
+    """Elements, from 1, no effect of which is above DEAD: (N, L) -> numbers."""
+    return [int(element) + 1 for element in np.flatnonzero(~(matrix.max(axis=-1) > DEAD))]

@@ -1,37 +1,58 @@
-"""How good a bundle is on held-out faces: numbers as JSON and Markdown, and figures."""
+"""How good a bundle is on held-out faces: the evaluation, put together. Definitions are in docs/evaluation.md."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
-from pipeline import files, fuse, pictures
+import pipeline
+from pipeline import latents, regions
 from pipeline.bundle import Bundle
 from pipeline.config import LAYERS
 from pipeline.data.loader import FaceImages
 from pipeline.errors import UserError
-from pipeline.evaluation.effects import effect_matrix, own_shares
-from pipeline.models.autoencoder import rolled
+from pipeline.evaluation import sections
+from pipeline.evaluation.distances import named
+from pipeline.evaluation.effects import dead_elements
+from pipeline.evaluation.faces import Faces
+from pipeline.evaluation.factors import factor_table, factors
+from pipeline.evaluation.figures import figures
+from pipeline.evaluation.output import show, write
+from pipeline.evaluation.portraits import Portraits, portraits
+from pipeline.evaluation.pose import pose, yaw
+from pipeline.evaluation.realism import Eye, eye, realism
+from pipeline.evaluation.shapley import MOST_ELEMENTS
+from pipeline.evaluation.statistics import Rows, summarised
+from pipeline.evaluation.table import as_table
+from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.progress import progress
 
-DATA_RANGE = 2.0
-"""Images are in [-1, 1]."""
-SHOWN = 8
+__all__ = ["as_table", "evaluate"]
+
+VERSION = 2
+"""Of the definitions: raise it whenever the same bundle and faces give other numbers."""
 
 
 def evaluate(
-    bundle: Bundle, shards: Path, out: Path, pairs: int | None = None, perceptual_weights: str | None = None
+    bundle: Bundle,
+    shards: Path,
+    out: Path,
+    pairs: int | None = None,
+    perceptual_weights: str | None = None,
+    train: Path | None = None,
+    run_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure `bundle` on the images of `shards`; write `metrics.json`, `metrics.md` and figures to `out`.
+    """Measure `bundle` on the images of `shards`; write numbers and figures to `out`, all of them or none.
 
     Args:
         shards: a split folder, usually `.../test`.
-        pairs: pairs behind the effect matrix; None: as the bundle's configuration says.
+        pairs: pairs behind the effect matrix, paths in pixels and regions; None: as the bundle's configuration says.
         perceptual_weights: `imagenet`, `random` or a file; None: as the bundle's configuration says.
+        train: the split folder of the training images; None: `train` beside `shards`, if there is one.
+        run_dir: also show numbers and figures in this run's TensorBoard.
 
     Returns:
         What `metrics.json` holds.
@@ -42,109 +63,105 @@ def evaluate(
     dataset = FaceImages(shards, bundle.config.data)
     if len(dataset) < 2:
         raise UserError(f"{shards}: {len(dataset)} image; an evaluation needs at least 2")
-    pairs = min(pairs or bundle.config.evaluation.pairs, len(dataset))
+    if run_dir is not None and not run_dir.is_dir():
+        raise UserError(f"--run {run_dir}: no such folder; name the run folder of a training")
+    training = _training_images(bundle, shards, train)
     perceptual = bundle.perceptual(perceptual_weights)
-    effects = effect_matrix(bundle.model, perceptual, _batches(bundle, dataset, pairs), bundle.elements)
-    if not torch.isfinite(effects).all():
-        raise UserError(f"{shards}: an effect is not a finite number: are its images alike, or the weights bad?")
-    result: dict[str, Any] = {
-        "bundle": bundle.trained,
-        "shards": dataset.reader.index.manifest.content_hash,
-        "reconstruction": {"images": len(dataset), **_reconstruction(bundle, dataset)},
-        "exactness": {"pairs": pairs, **_exactness(bundle, _batches(bundle, dataset, pairs))},
-        "effects": {
-            "pairs": pairs,
-            "perceptual": f"{perceptual.config.arch}, {Path(perceptual.config.weights).name}",
-            "layers": list(LAYERS),
-            "matrix": _rounded(effects),
-            "weakest": round(float(effects.amax(dim=1).min()), 4),
-        },
-    }
-    if bundle.elements == len(LAYERS):
-        shares = own_shares(effects)
-        result["effects"] |= {"own_shares": _rounded(shares), "own_share": round(float(shares.mean()), 4)}
-    _write(bundle, dataset, effects, result, out)
+    result, rows = _measured(bundle, Faces(bundle, dataset), training, perceptual, pairs)
+    drawn = figures(bundle, dataset, result)
+    write(out, result, rows, drawn, as_table)
+    if run_dir is not None:
+        show(run_dir / "tensorboard" / "evaluate", result, drawn)
     return result
 
 
-def as_table(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    reconstruction, effects, exactness = result["reconstruction"], result["effects"], result["exactness"]
-    lines = ["| metric | value |", "|---|---|"]
-    lines += [f"| reconstruction {name} | {reconstruction[name]:.4f} |" for name in ("L1", "MSE", "PSNR", "SSIM")]
-    lines += [
-        f"| {which} | {'equal bits' if exactness[key] == 0 else f'largest difference {exactness[key]:.3g}'} |"
-        for which, key in (("lambda = 1 against A'", "lambda_1"), ("lambda = 0 against B'", "lambda_0"))
-    ]
-    lines += [f"| weakest element's largest effect | {effects['weakest']:.3f} |"]
-    if "own_share" in effects:
-        lines += [f"| own share (chance {1 / len(effects['matrix']):.2f}) | {effects['own_share']:.3f} |"]
-    measured = f"{effects['perceptual']}, {effects['pairs']} pairs"
-    lines += ["", f"Effect of flipping one element, relative to all ({measured}):", ""]
-    lines += ["| | " + " | ".join(effects["layers"]) + " |", "|---" * (1 + len(effects["layers"])) + "|"]
-    for number, row in enumerate(effects["matrix"], 1):
-        lines += [f"| element {number} | " + " | ".join(f"{value:.3f}" for value in row) + " |"]
-    return "\n".join(lines) + "\n"
-
-
-def _batches(bundle: Bundle, dataset: FaceImages, count: int) -> Iterator[Tensor]:
-    """The first `count` images in batches of two or more, (B, 3, S, S) in [-1, 1] on the device."""
-    size = bundle.config.evaluation.batch_size
-    starts = list(range(0, count, size))
-    if count - starts[-1] == 1 and len(starts) > 1:
-        starts.pop()  # a single image has no partner; it joins the batch before
-    for start, end in zip(starts, [*starts[1:], count], strict=True):
-        yield dataset.load(list(range(start, end))).to(bundle.device)
-
-
-def _reconstruction(bundle: Bundle, dataset: FaceImages) -> dict[str, float]:
-    psnr: dict[str, Any] = {"data_range": DATA_RANGE, "reduction": "elementwise_mean", "dim": (1, 2, 3)}
-    # In a job of several ranks one measures: syncing, it would wait for the others for ever.
-    metrics = {
-        "L1": MeanAbsoluteError(sync_on_compute=False),
-        "MSE": MeanSquaredError(sync_on_compute=False),
-        "PSNR": PeakSignalNoiseRatio(**psnr, sync_on_compute=False),
-        "SSIM": StructuralSimilarityIndexMeasure(data_range=DATA_RANGE, sync_on_compute=False),
+def _measured(
+    bundle: Bundle, faces: Faces, training: FaceImages | None, perceptual: PerceptualNetwork, pairs: int | None
+) -> tuple[dict[str, Any], dict[str, Rows]]:
+    """Every section, and the rows behind those that have some."""
+    config = bundle.config.evaluation
+    some, few, half = (min(n, len(faces)) for n in (pairs or config.pairs, config.corner_pairs, config.half_way_pairs))
+    rows: dict[str, Rows] = {"effects": sections.effect_rows(faces, perceptual, some)}
+    effects = rows["effects"]
+    if not (np.isfinite(effects["moved"]).all() and (effects["whole"].mean(axis=0) > 0).all()):
+        name = faces.dataset.name
+        raise UserError(f"{name}: an effect is not a finite number: are its images alike, or the weights bad?")
+    sight = eye(perceptual, bundle.device)
+    found = portraits(faces, perceptual, sight, half)
+    rows |= {"reconstruction": found.reconstruction, "half_way": found.half_way}
+    rows |= {"path_pixels": sections.path_pixel_rows(faces, some), "regions": sections.region_rows(faces, some)}
+    if few:
+        rows["path"] = sections.path_rows(faces, perceptual, few)
+    if few and bundle.elements <= MOST_ELEMENTS:
+        rows["shapley"] = sections.shapley_rows(faces, perceptual, few)
+    result: dict[str, Any] = {
+        "version": VERSION,
+        "latentfuse": pipeline.__version__,
+        "seed": config.seed,
+        "bundle": bundle.trained,
+        "shards": faces.dataset.content_hash,
+        "train_shards": training.content_hash if training else None,
+        "perceptual": named(perceptual),
+        "layers": list(LAYERS),
+        "exactness": {"count": some, **sections.exactness(bundle, faces, some)},
+        **{name: summarised(each, sections.STATISTICS[name], config.seed) for name, each in rows.items()},
     }
-    for metric in metrics.values():
-        metric.to(bundle.device)
-    total = -(-len(dataset) // bundle.config.evaluation.batch_size)
-    for images in progress(_batches(bundle, dataset, len(dataset)), "reconstruction", total):
-        reconstructions = bundle.generate(bundle.encode(images))
-        for metric in metrics.values():
-            metric.update(reconstructions, images)
-    return {name: round(float(metric.compute()), 6) for name, metric in metrics.items()}
+    result["regions"]["names"] = list(regions.NAMES)
+    result["reconstruction"]["LPIPS_net"] = found.lpips_net
+    result["effects"]["dead_elements"] = dead_elements(np.array(result["effects"]["matrix"]))
+    seen = _training_features(training, sight, bundle) if training else None
+    result["realism"] = _realism(found, sight, seen, config.seed)
+    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), found.fused, seen, config.seed)
+    result["factors"] = _factors(faces, config.seed)
+    return result, rows | rows_of_pose
 
 
-def _exactness(bundle: Bundle, batches: Iterator[Tensor]) -> dict[str, float]:
-    """Largest difference of a fused image at lambda = 1 from A', at lambda = 0 from B'; 0 means equal bits."""
-    largest = {"lambda_1": 0.0, "lambda_0": 0.0}
-    for a in batches:
-        b = rolled(a)
-        for key, value, image in (("lambda_1", 1.0, a), ("lambda_0", 0.0, b)):
-            difference = bundle.fuse(a, b, value) - bundle.generate(bundle.encode(image))
-            largest[key] = max(largest[key], float(difference.abs().max()))
-    return largest
+def _training_images(bundle: Bundle, shards: Path, given: Path | None) -> FaceImages | None:
+    beside = shards.absolute().parent / "train"
+    if given is None and (not beside.is_dir() or beside == shards.absolute()):
+        return None
+    return FaceImages(given or beside, bundle.config.data)
 
 
-def _write(bundle: Bundle, dataset: FaceImages, effects: Tensor, result: dict[str, Any], out: Path) -> None:
-    images = dataset.load(list(range(min(SHOWN, len(dataset))))).to(bundle.device)
-    reconstructions = bundle.generate(bundle.encode(images))
-    strips = [[a, *pictures.strip(bundle.model, a, b, 6), b] for a, b in zip(images[::2], images[1::2], strict=False)]
-    names = [f"element {n}" for n in range(1, bundle.elements + 1)]
-    figures = {
-        "reconstruction": pictures.tile([list(images), list(reconstructions)]),
-        "strips": pictures.tile(strips),
-        "effects": pictures.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element"),
+@torch.no_grad()
+def _training_features(training: FaceImages, sight: Eye, bundle: Bundle) -> Tensor:
+    """What the eye sees of a seeded choice of training images: (n, D) on the CPU."""
+    config = bundle.config.evaluation
+    chosen = np.random.default_rng(config.seed).permutation(len(training))[: config.train_images].tolist()
+    starts = range(0, len(chosen), config.batch_size)
+    batches = (training.load(chosen[start : start + config.batch_size]).to(bundle.device) for start in starts)
+    return torch.cat([sight.see(images, None).cpu() for images in progress(batches, "training images", len(starts))])
+
+
+def _realism(found: Portraits, sight: Eye, seen: Tensor | None, seed: int) -> dict[str, Any]:
+    if seen is None:
+        return {"left_out": "no training images: give their split folder with --train"}
+    return {"net": sight.name, **realism(seen, found.fused, found.reconstructed, seed)}
+
+
+def _turns(faces: Faces) -> NDArray[np.float64]:
+    """Of every pair, how differently A and B are turned; NaN where unknown."""
+    yaws = np.array([yaw(faces.metadata(place).get("landmarks") or {}) for place in range(len(faces))])
+    turns: NDArray[np.float64] = np.abs(yaws - np.roll(yaws, 1))
+    return turns
+
+
+def _pose_tables(rows: dict[str, Rows]) -> dict[str, Rows]:
+    """Rows of pairs that pose may matter to. Reconstruction is the mean of A's and B's."""
+    path = rows["path_pixels"]
+    return {
+        "reconstruction": {name: (each + np.roll(each, 1)) / 2 for name, each in rows["reconstruction"].items()},
+        "half_way": rows["half_way"],
+        "path_pixels": {name: path[name] for name in ("spearman_all", "largest_step_all")},
     }
-    try:
-        for name, figure in figures.items():
-            fuse.save(figure, out / f"{name}.png")
-        files.write_text(out / "metrics.md", as_table(result))
-        files.write_json(out / "metrics.json", result)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _rounded(values: Tensor) -> Any:
-    return torch.round(values.double(), decimals=4).tolist()
+@torch.no_grad()
+def _factors(faces: Faces, seed: int) -> dict[str, Any]:
+    names, table = factor_table([faces.metadata(place) for place in range(len(faces))])
+    if not names:
+        return {"left_out": "the faces are not painted ones, or too few: their factors are not known"}
+    bundle = faces.bundle
+    z = torch.cat([bundle.encode(faces.images(places)).cpu() for places in faces.batches(len(faces))])
+    parts = z.split(latents.element_sizes(z.shape[1], bundle.elements), dim=1)
+    return factors([part.flatten(1).double().numpy() for part in parts], names, table, seed)

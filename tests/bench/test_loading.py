@@ -1,4 +1,4 @@
-"""The benchmark of loading: three rates of the same images, and what their ratios mean."""
+"""The benchmark of loading: rates of the same images, and what their ratios mean."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,15 @@ def test_rates_and_ratios(trained: Trained, tmp_path: Path, workers: int) -> Non
     options = tiny_arguments(tmp_path / "run", trained.shards, f"data.workers={workers}")
     told = json.loads(latentfuse(*arguments, *options, "--json").out)
     assert told["images"] == 64 and told["workers"] == workers and told["image_size"] == 32
-    assert min(told[name] for name in ("decoder", "loader", "webdataset")) > 10
+    rates = ("decoder", "loader", "loader_0", "loader_1", "webdataset", "disk_cache", "device_cache")
+    assert min(told[name] for name in rates) > 10
     assert told["of_decoder"] == pytest.approx(told["loader"] / told["decoder"])
     assert told["over_webdataset"] == pytest.approx(told["loader"] / told["webdataset"])
+    for name in ("disk_cache", "device_cache"):
+        assert told[f"{name}_over_decoder"] == pytest.approx(told[name] / told["decoder"])
+    assert told["device_batch_ms"] == pytest.approx(1000 * told["device_batch"] / told["device_cache"])
     if not workers:
         shown = latentfuse(*arguments, *options)
-        assert shown.code == 0 and "plain webdataset with Pillow" in shown.out
+        assert shown.code == 0 and "plain webdataset with Pillow" in shown.out and "data.cache=device, on " in shown.out
         missing = latentfuse("bench", "loader", tmp_path / "none", *options)
         missing.assert_one_line(str(tmp_path / "none"))

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline import latents
-from pipeline.evaluation.effects import effect_matrix, layer_distances, own_shares
+from pipeline.evaluation.distances import layer_distances
+from pipeline.evaluation.effects import dead_elements, effect_matrix, separation
 
 
 class Plain(nn.Module):
@@ -117,9 +119,35 @@ def test_distances_are_those_of_the_losses() -> None:
             torch.testing.assert_close(distances[image, layer], expected)
 
 
-def test_own_shares() -> None:
-    matrix = torch.tensor([[0.6, 0.5], [0.8, 0.5]])
-    torch.testing.assert_close(own_shares(matrix), torch.tensor([0.36, 0.5]))
-    torch.testing.assert_close(own_shares(torch.full((5, 5), 0.3)), torch.full((5,), 0.2))
-    with pytest.raises(ValueError, match="one element per layer"):
-        own_shares(torch.zeros(4, 5))
+def own_shares(effects: Tensor) -> Tensor:
+    with np.errstate(invalid="ignore"):
+        return torch.tensor(separation(effects.square().numpy())["own_shares"])
+
+
+def test_separation_of_hand_made_squares() -> None:
+    """Element 1 causes all of layers 1 to 4 and half of layer 5, element 5 the other half."""
+    squares = np.zeros((5, 5))
+    squares[0, :4], squares[[0, 4], 4] = 2, 1
+    with np.errstate(invalid="ignore"):
+        found = separation(squares)
+    assert found["own_shares"].tolist() == [1, 0, 0, 0, 0.5] and found["own_share"] == 0.3
+    assert found["leakages"][0] == pytest.approx(1 - 2 / 9) and found["leakages"][4] == 0
+    assert found["block_style"] == 1  # element 1 is a style element
+    assert found["block_content"] == pytest.approx((0 + 0.5) / 2)
+
+
+def test_chance_and_perfection() -> None:
+    alike = separation(np.full((3, 5, 5), 0.3))
+    for name, chance in (("own_share", 0.2), ("leakage", 0.8), ("block_style", 0.6), ("block_content", 0.4)):
+        assert alike[name] == pytest.approx([chance] * 3)
+    perfect = separation(np.eye(5))
+    assert [float(perfect[name]) for name in ("own_share", "leakage", "block_style", "block_content")] == [1, 0, 1, 1]
+    assert separation(np.ones((4, 5))) == {}
+
+
+def test_dead_elements() -> None:
+    matrix = np.full((4, 5), 0.01)
+    matrix[0, 3], matrix[2, 1] = 0.06, 0.0499
+    matrix[3] = np.nan
+    assert dead_elements(matrix) == [2, 3, 4]
+    assert dead_elements(np.eye(5)) == []

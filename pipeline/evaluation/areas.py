@@ -1,0 +1,80 @@
+"""Fusing a region only: how much changes inside of it, and how much leaks out."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import landmarks, regions
+from pipeline.evaluation.faces import Faces
+from pipeline.evaluation.statistics import Rows
+
+
+def region_effect(changed: Tensor, base: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean absolute change of the pixels inside and outside of a region, per image.
+
+    Args:
+        changed, base: C and A', (B, 3, S, S) in [-1, 1].
+        inside: (B, S, S) or (S, S), 1 inside and 0 outside.
+
+    Returns:
+        (B,) twice; NaN where one of them has no pixel.
+    """
+    change = (changed - base).abs().mean(dim=1)
+    inside = inside.to(change.dtype).expand_as(change)
+    outside = 1 - inside
+    means = [(change * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)) for part in (inside, outside)]
+    return means[0], means[1]
+
+
+@torch.no_grad()
+def area_rows(faces: Faces, fuse: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], pairs: int) -> Rows:
+    """Every named region of the first pairs, with B inside of it.
+
+    Args:
+        fuse: Z_A, Z_B and masks (B, S, S), 1 where B enters -> A' and C.
+
+    Returns:
+        inside, outside, reach: (n, R) for the R regions of `regions.NAMES`: the change of C against A', and inside
+        that of B'; 0 where `seen` (n, R) is 0: the region lies outside of the picture, as hair in tight crops.
+    """
+    size, crop = faces.bundle.image_size, faces.bundle.config.data.crop
+    columns: dict[str, list[Tensor]] = {"inside": [], "outside": [], "reach": []}
+    for places, (_, z_a, z_b) in zip(faces.batches(pairs), faces.latent_pairs(pairs), strict=True):
+        points = [landmarks.of_sample(faces.metadata(place), size, crop) for place in places]
+        other = faces.bundle.generate(z_b)
+        found: dict[str, list[Tensor]] = {name: [] for name in columns}
+        for name in regions.NAMES:
+            masks = torch.stack([regions.mask(name, each, size) for each in points]).to(z_a.device)
+            base, fused = fuse(z_a, z_b, masks)
+            inside, outside = region_effect(fused, base, masks)
+            reach, _ = region_effect(other, base, masks)
+            for column, values in zip(columns, (inside, outside, reach), strict=True):
+                found[column].append(values)
+        for column in columns:
+            columns[column].append(torch.stack(found[column], dim=1))
+    rows = {name: torch.cat(parts).double().cpu().numpy() for name, parts in columns.items()}
+    seen = np.isfinite(rows["inside"] + rows["outside"])
+    return {"seen": seen.astype(np.float64), **{name: np.where(seen, values, 0) for name, values in rows.items()}}
+
+
+def area_statistics(means: Rows) -> Rows:
+    """What regions are judged by, per region (R,) and as means over regions.
+
+    Returns:
+        seen: share of the pairs in which the region is seen.
+        inside, outside: mean |C - A'| of those, pixels being in [-1, 1].
+        leaks, leak: outside over inside; 0: nothing leaks, 1: the whole picture changes alike.
+        reached: the change inside over that of B' inside; 1: as much as with all of B.
+    """
+    leaks = means["outside"] / means["inside"]
+    known = np.isfinite(leaks)
+    return {
+        "seen": means["seen"],
+        "inside": means["inside"] / means["seen"],
+        "outside": means["outside"] / means["seen"],
+        "leaks": leaks,
+        "leak": np.where(known, leaks, 0).sum(axis=-1) / known.sum(axis=-1),
+        "reached": means["inside"] / means["reach"],
+    }

@@ -1,0 +1,120 @@
+"""Two evaluations of the same faces, image by image: differences with paired bootstrap intervals."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.evaluation.output import PER_IMAGE, read_rows
+from pipeline.evaluation.sections import STATISTICS
+from pipeline.evaluation.statistics import Rows, draws, interval, plain, value
+from pipeline.evaluation.table import interval as as_interval
+from pipeline.evaluation.table import number
+
+ALIKE = {
+    "version": "definitions (version)",
+    "latentfuse": "versions of latentfuse",
+    "shards": "test shards",
+    "train_shards": "training shards",
+    "perceptual": "perceptual networks",
+    "seed": "seeds",
+}
+"""What must agree, and what it is called."""
+
+
+def compare(a: Path, b: Path) -> list[dict[str, Any]]:
+    """Every number of both evaluations.
+
+    The rows of both are resampled alike, so what is hard about a face for both bundles cancels out.
+
+    Returns:
+        For each number its `metric`, `a`, `b`, `difference` (b - a) and, where there are rows, its `interval`.
+
+    Raises:
+        UserError: if a file cannot be read, or they are not evaluations of the same faces by the same measure.
+    """
+    (result_a, rows_a), (result_b, rows_b) = _read(a), _read(b)
+    for key, what in ALIKE.items():
+        if result_a[key] != result_b[key]:
+            raise UserError(f"{a} and {b}: different {what}: {result_a[key]} and {result_b[key]}; evaluate both alike")
+    if rows_a.keys() != rows_b.keys():
+        raise UserError(f"{a} and {b}: sections of one only: {', '.join(sorted(rows_a.keys() ^ rows_b.keys()))}")
+    found: list[dict[str, Any]] = []
+    for section, rows in rows_a.items():
+        _check_alike(a, b, section, rows, rows_b[section])
+        found += _with_rows(section, rows, rows_b[section], result_a["seed"])
+    for section in ("realism", "factors"):
+        found += _without_rows(section, result_a[section], result_b[section])
+    return found
+
+
+def as_table(differences: list[dict[str, Any]]) -> str:
+    """As Markdown; differences whose interval leaves out 0 are marked."""
+    lines = ["| metric | A | B | B - A | 95 % interval | |", "|---|---|---|---|---|---|"]
+    for each in differences:
+        ends = each.get("interval")
+        clear = ends is not None and None not in ends and (ends[0] > 0 or ends[1] < 0)
+        cells = [each["metric"], *(number(each[key]) for key in ("a", "b", "difference")), as_interval(ends)]
+        lines.append(f"| {' | '.join(cells)} | {'*' if clear else ''} |")
+    return "\n".join([*lines, "", "\\* the interval leaves out 0"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; name the metrics.json in it")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in (*ALIKE, "per_image") if key not in result]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError):
+        raise UserError(f"{path}: not the JSON of an evaluation") from None
+    if missing:
+        raise UserError(f"{path}: not an evaluation of this version ({missing[0]} is missing); evaluate again")
+    beside = path.with_name(PER_IMAGE)
+    try:
+        content = beside.read_bytes()
+    except OSError as error:
+        raise UserError(f"{beside}: {error.strerror}; it is written beside {path.name} and stays with it") from None
+    if hashlib.sha256(content).hexdigest() != result["per_image"]:
+        raise UserError(f"{beside}: does not belong to {path}; evaluate again")
+    return result, read_rows(content.decode())
+
+
+def _check_alike(a: Path, b: Path, section: str, some: Rows, others: Rows) -> None:
+    if some.keys() != others.keys():
+        names = ", ".join(sorted(some.keys() ^ others.keys()))
+        raise UserError(f"{a} and {b}: {section}: measured differently ({names}); evaluate both alike")
+    for name, values in some.items():
+        if values.shape != others[name].shape:
+            sizes = f"{values.shape} and {others[name].shape}"
+            raise UserError(f"{a} and {b}: {section}: other counts of pairs or elements, {sizes}; evaluate both alike")
+
+
+def _with_rows(section: str, some: Rows, others: Rows, seed: int) -> Iterator[dict[str, Any]]:
+    statistic = STATISTICS[section]
+    values = value(some, statistic), value(others, statistic)
+    drawn = draws(some, statistic, seed), draws(others, statistic, seed)
+    for name in sorted(values[0]):
+        if values[0][name].ndim > 1:
+            continue
+        ends = interval(drawn[1][name] - drawn[0][name])
+        for place in np.ndindex(values[0][name].shape):
+            label = f"{section} {name}" + "".join(f" {index + 1}" for index in place)
+            a, b = (float(each[name][place]) for each in values)
+            yield _line(label, a, b) | {"interval": plain(ends[(slice(None), *place)])}
+
+
+def _without_rows(section: str, some: dict[str, Any], others: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, a in some.items():
+        b = others.get(name)
+        if name != "count" and all(isinstance(each, int | float) for each in (a, b)):
+            yield _line(f"{section} {name}", a, b)
+
+
+def _line(metric: str, a: float, b: Any) -> dict[str, Any]:
+    return {"metric": metric, "a": plain(a), "b": plain(b), "difference": plain(b - a)}

@@ -1,0 +1,102 @@
+"""How close fused faces are, as a crowd, to the training images: Frechet and kernel distances of features."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
+
+from pipeline import images as pixels
+from pipeline import losses
+from pipeline.config import LAYERS
+from pipeline.evaluation.distances import named
+from pipeline.evaluation.statistics import plain
+from pipeline.models.perceptual import PerceptualNetwork
+
+INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+"""The file in torch's cache that torch-fidelity, on which torchmetrics' Inception rests, downloads."""
+KERNEL_SUBSETS, KERNEL_SIZE = 50, 100
+FEWEST = 8
+"""Images of a crowd below which its kernel distance is left out."""
+
+
+class Eye(NamedTuple):
+    """What sees the images of a crowd."""
+
+    name: str
+    see: Callable[[Tensor, list[Tensor] | None], Tensor]
+    """Images (B, 3, S, S) in [-1, 1] and, where they are at hand, P's features of them -> (B, D)."""
+
+
+def eye(perceptual: PerceptualNetwork, device: torch.device) -> Eye:
+    """Inception where torch-fidelity and its weights are here, else the last layer of P, averaged over places."""
+    if _TORCH_FIDELITY_AVAILABLE and (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
+        inception = FrechetInceptionDistance(2048, sync_on_compute=False).inception.to(device)
+        return Eye("Inception v3, 2048 features", lambda images, _: inception(pixels.to_uint8(images)))
+
+    def pooled(images: Tensor, features: list[Tensor] | None) -> Tensor:
+        return losses.wide((features or perceptual(images))[-1]).mean(dim=(2, 3))
+
+    return Eye(f"not Inception: {named(perceptual)}, mean over places of {LAYERS[-1]}", pooled)
+
+
+def realism(train: Tensor, fused: Tensor, reconstructed: Tensor, seed: int) -> dict[str, Any]:
+    """Distances of two crowds from the training images, alike in size: that of A' is the floor.
+
+    Args:
+        train, fused, reconstructed: features (n, D) of the training images, C at lambda = 0.5, and A'.
+
+    Returns:
+        FID_fused, FID_floor: Frechet distances; None, with `FID_left_out`, where there are not more images than
+            features: their covariance would be singular, and the distance mostly bias.
+        KID_fused, KID_floor: unbiased kernel distances, 0 for alike crowds; KID_*_std over random subsets.
+    """
+    floor = reconstructed[: len(fused)]
+    found: dict[str, Any] = {"count": len(fused), "train_count": len(train), "features": train.shape[1]}
+    for name, crowd in (("fused", fused), ("floor", floor)):
+        found[f"FID_{name}"] = plain(frechet(train, crowd))
+        found[f"KID_{name}"], found[f"KID_{name}_std"] = map(plain, kernel(train, crowd, seed))
+    if found["FID_fused"] is None:
+        fewest = min(len(train), len(fused))
+        found["FID_left_out"] = f"{fewest} images for {train.shape[1]} features; more images than features are needed"
+    return found
+
+
+def frechet(some: Tensor, others: Tensor) -> float:
+    """Frechet distance of two crowds' Gaussians, features (n, D); NaN unless n > D in both."""
+    if min(len(some), len(others)) <= some.shape[1]:
+        return float("nan")
+    metric = FrechetInceptionDistance(_through(some.shape[1]), sync_on_compute=False)
+    metric.update(some.double(), real=True)
+    metric.update(others.double(), real=False)
+    return float(metric.compute())
+
+
+def kernel(some: Tensor, others: Tensor, seed: int) -> tuple[float, float]:
+    """Kernel distance (cubic, unbiased): mean and standard deviation over random subsets; NaN for tiny crowds."""
+    size = min(KERNEL_SIZE, len(some), len(others))
+    if size < FEWEST:
+        return float("nan"), float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that it keeps all features: they are few
+        metric = KernelInceptionDistance(
+            _through(some.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size, sync_on_compute=False
+        )
+    metric.update(some.double(), real=True)
+    metric.update(others.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
+def _through(features: int) -> nn.Module:
+    """The network of a metric that is given features in place of images."""
+    identity = nn.Identity()
+    identity.register_buffer("num_features", torch.tensor(features))
+    return identity

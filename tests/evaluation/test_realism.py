@@ -1,0 +1,49 @@
+"""Distances of crowds whose distance is known."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.realism import frechet, kernel, realism
+
+
+def gaussian(count: int, mean: list[float], deviation: list[float], seed: int) -> Tensor:
+    random = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    random = (random - random.mean(dim=0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(random.T))).T
+    return random * torch.tensor(deviation) + torch.tensor(mean)  # exactly these moments
+
+
+def test_frechet_distance_of_two_gaussians() -> None:
+    """|m - n|^2 + sum (s - t)^2 where the covariances are diagonal."""
+    some, others = gaussian(50, [0, 1, 2], [1, 2, 3], 0), gaussian(60, [1, 1, 4], [2, 2, 1], 1)
+    assert frechet(some, others) == pytest.approx((1 + 0 + 4) + (1 + 0 + 4), rel=1e-6)
+    assert frechet(some, some) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_needs_more_images_than_features() -> None:
+    assert math.isnan(frechet(torch.rand(20, 20), torch.rand(100, 20)))
+    assert math.isfinite(frechet(torch.rand(21, 20), torch.rand(100, 20)))
+
+
+def test_kernel_distance_is_unbiased_and_does_not_touch_the_generator() -> None:
+    same = [kernel(*torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(i)), seed=0)[0] for i in range(20)]
+    assert abs(sum(same) / 20) < 0.05
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    some, others = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(0))
+    found = kernel(some, others + 2, seed=1)
+    assert found == kernel(some, others + 2, seed=1) and found[0] > 1
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert math.isnan(kernel(torch.rand(7, 2), torch.rand(90, 2), seed=0)[0])
+
+
+def test_fused_and_floor_are_crowds_of_one_size() -> None:
+    train, fused = gaussian(30, [0, 0], [1, 1], 0), gaussian(20, [3, 0], [1, 1], 1)
+    reconstructed = torch.cat([gaussian(20, [0, 1], [1, 1], 2), torch.full((50, 2), 1e3)])
+    found = realism(train, fused, reconstructed, seed=0)
+    assert found["count"] == 20 and found["features"] == 2
+    assert found["FID_fused"] == pytest.approx(9) and found["FID_floor"] == pytest.approx(1)
+    few = realism(train, fused[:2], reconstructed, seed=0)
+    assert few["FID_fused"] is None and few["KID_fused"] is None and "2 images for 2 features" in few["FID_left_out"]
