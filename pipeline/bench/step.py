@@ -1,7 +1,5 @@
 """How fast this machine trains: images per second, beside what its matrix units can do."""
 
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +12,7 @@ from torch.profiler import profile as profiler
 from pipeline.bench import flops
 from pipeline.bench.exactness import errors
 from pipeline.bench.literal import LiteralStage
+from pipeline.bench.memory import peak_bytes
 from pipeline.config import Config
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
@@ -42,7 +41,7 @@ class Speed:
     share: float
     """Of the matrix rate."""
     peak_memory_bytes: int
-    """Of the GPU, or of the process on a CPU, since it began."""
+    """Of all tensors, in a step; on a GPU, what torch has allocated there."""
     host_share: float
     """Of a step, until the host has asked for all of it: 1 where the device waits for the host."""
 
@@ -67,7 +66,9 @@ class Report:
         return asdict(self)
 
 
-def measure(config: Config, steps: int, literal: bool = False, check: bool = False, profile: bool = False) -> Report:
+def measure(
+    config: Config, steps: int, literal: bool = False, check: bool = False, profile: bool = False
+) -> Report | None:
     """Time `steps` steps of both stages on random images, after two that do not count.
 
     Neither data nor weights are needed: the perceptual network takes random ones, which are as slow.
@@ -76,6 +77,9 @@ def measure(config: Config, steps: int, literal: bool = False, check: bool = Fal
         literal: time METHOD's step coded as it reads, too.
         check: compare a step with the same in float64.
         profile: name the ten heaviest operations of a step.
+
+    Returns:
+        None on other ranks than the main one.
 
     Raises:
         UserError: the device, the precision or the batch cannot be had.
@@ -95,6 +99,9 @@ def measure(config: Config, steps: int, literal: bool = False, check: bool = Fal
     if literal:
         stages.append((lambda: LiteralStage(setup), flops.useful(config)))
     speeds = tuple(_speed(make, setup, steps, flop, rate) for make, flop in stages)
+    heaviest = _profile(setup) if profile else None
+    if not runtime.ranks.is_main:
+        return None
     on_cpu = runtime.device.type == "cpu"
     return Report(
         device=f"cpu, {torch.get_num_threads()} threads" if on_cpu else torch.cuda.get_device_name(),
@@ -106,7 +113,7 @@ def measure(config: Config, steps: int, literal: bool = False, check: bool = Fal
         steps=steps,
         speeds=speeds,
         errors=found,
-        profile=_profile(setup) if profile else None,
+        profile=heaviest,
     )
 
 
@@ -179,7 +186,7 @@ def _speed(make: Callable[[], Stage | LiteralStage], setup: Setup, steps: int, f
         images * flop,
         rate,
         images * flop / rate,
-        _peak_memory(device),
+        _peak_memory(stage, batch, device),
         asked / steps / seconds,
     )
 
@@ -218,11 +225,15 @@ def random_batch(order: Order, size: int) -> list[MicroBatch]:
     return micro_batches
 
 
-def _peak_memory(device: torch.device) -> int:
+def _peak_memory(stage: Stage | LiteralStage, batch: list[MicroBatch], device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+    fusion = stage.fusion if isinstance(stage, LiteralStage) else stage
+    networks = [*fusion.modules.values(), *([fusion.perceptual] if isinstance(fusion, FusionStage) else [])]
+    memories = [memory for optimizer in stage.optimizers.values() for memory in optimizer.state.values()]
+    held = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    held += [tensor for memory in memories for tensor in memory.values()]
+    return peak_bytes(held, lambda: stage.step(0, batch))
 
 
 def _now(device: torch.device) -> float:

@@ -27,6 +27,8 @@ def step(
         from pipeline.bench import step as training
 
     report = training.measure(resolved, steps, literal=literal, check=check, profile=profile)
+    if report is None:
+        return
     if out is not None:
         write_json(out, report.as_dict())
     print(json.dumps(report.as_dict(), indent=2) if as_json else training.as_text(report))

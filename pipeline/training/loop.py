@@ -14,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from pipeline import files
-from pipeline.config import Config, dump
+from pipeline.config import Config, dump, validate
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
 from pipeline.data.stream import StreamedFaces
@@ -282,7 +282,8 @@ def restore(found: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
 def _check_same_run(found: Checkpoint, setup: Setup) -> None:
     if found.state["data_hash"] != setup.train.content_hash:
         raise UserError(f"{found.path}: was trained on other shards than {setup.train.name}; set another run_dir")
-    then, now = found.state["config"], setup.config.as_dict()
+    then = validate(found.state["config"], str(found.path)).as_dict()  # with today's defaults where a key is newer
+    now = setup.config.as_dict()
     for key in FIXED:
         before, after = _look_up(then, key), _look_up(now, key)
         if before != after:
@@ -291,5 +292,5 @@ def _check_same_run(found: Checkpoint, setup: Setup) -> None:
 
 def _look_up(config: Any, key: str) -> Any:
     for part in key.split("."):
-        config = config.get(part)  # an older checkpoint may lack a section's newer key
+        config = config[part]
     return config
