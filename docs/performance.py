@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).with_suffix("")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 240, 60, 45, 35
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 250, 40, 45, 50
 COLOURS = ("#1b6ca8", "#c8553d", "#4c956c")
 
 Line = dict[float, float]
@@ -88,7 +88,7 @@ def plot(name: str, title: str, across: str, lines: dict[str, Line]) -> None:
             below = 14 if number else -7
             spot = f'x="{place[x]:.0f}" y="{height(value) + below:.0f}"'
             parts.append(f'<text {spot} text-anchor="middle" fill="{colour}">{value:.3g}</text>')
-        parts.append(f'<text x="{LEFT + 8}" y="{TOP + 10 + 14 * number}" fill="{colour}">{label}</text>')
+        parts.append(f'<text x="{LEFT + 150 * number}" y="36" fill="{colour}">{label}</text>')
     frame = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif"'
     content = "\n".join(parts)
     (FOLDER / f"{name}.svg").write_text(
@@ -96,25 +96,36 @@ def plot(name: str, title: str, across: str, lines: dict[str, Line]) -> None:
     )
 
 
-def main(shards: str) -> None:
-    FOLDER.mkdir(exist_ok=True)
+def measure(shards: str) -> dict[str, dict[int, dict[str, float]]]:
     batches = {batch: step(64, batch) for batch in (4, 8, 16)}
-    one = {batch: batches[batch]["seconds"] for batch in (8, 16)}
-    two = {batch: step(64, batch, batch // 2, ranks=2, threads=1)["seconds"] for batch in (8, 16)}
-    loaders = {workers: loader(shards, workers) for workers in (0, 1, 2)}
-    sizes = {size: step(size, 4) for size in (64, 128, 256)}
-    measured = {"sizes": sizes, "batches": batches, "loaders": loaders, "one process": one, "two processes": two}
-    (FOLDER / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
-    plot("size", "seconds per step, batch 4", "image size", {"s": {k: v["seconds"] for k, v in sizes.items()}})
-    per_image = {k: v["seconds"] / k for k, v in batches.items()}
-    plot("batch", "seconds per image, 64 px", "batch", {"s per image": per_image})
-    memory = {k: v["GiB"] for k, v in batches.items()}
-    plot("memory", "GiB of tensors at the peak, 64 px", "batch", {"GiB": memory})
-    rates = {"loader": {k: v["loader"] for k, v in loaders.items()}}
-    rates["webdataset + Pillow"] = {k: v["webdataset"] for k, v in loaders.items()}
+    return {
+        "batches": batches,
+        "processes": {batch: step(64, batch, batch // 2, ranks=2, threads=1) for batch in (8, 16)},
+        "loaders": {workers: loader(shards, workers) for workers in (0, 1, 2)},
+        "sizes": {size: step(size, 4) for size in (64, 128, 256)},
+    }
+
+
+def draw(measured: dict[str, dict[str, dict[str, float]]]) -> None:
+    def line(part: str, key: str, only: tuple[str, ...] = ()) -> Line:
+        return {float(x): row[key] for x, row in measured[part].items() if not only or x in only}
+
+    plot("size", "seconds per step, batch 4", "image size", {"float32": line("sizes", "seconds")})
+    per_image = {batch: seconds / batch for batch, seconds in line("batches", "seconds").items()}
+    plot("batch", "seconds per image, 64 px", "batch", {"float32": per_image})
+    plot("memory", "GiB of tensors at the peak, 64 px", "batch", {"float32": line("batches", "GiB")})
+    rates = {"loader": line("loaders", "loader"), "webdataset + Pillow": line("loaders", "webdataset")}
     plot("loader", "images/s, 128 px", "data.workers", rates)
-    plot("ddp", "seconds per step, 64 px", "global batch", {"1 process, 2 threads": one, "2 x 1 (DDP)": two})
+    both = {
+        "1 process, 2 threads": line("batches", "seconds", ("8", "16")),
+        "2 x 1 (DDP)": line("processes", "seconds"),
+    }
+    plot("ddp", "seconds per step, 64 px", "global batch", both)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    FOLDER.mkdir(exist_ok=True)
+    numbers = FOLDER / "measured.json"
+    if sys.argv[1:]:
+        numbers.write_text(json.dumps(measure(sys.argv[1]), indent=2) + "\n")
+    draw(json.loads(numbers.read_text()))  # without SHARDS: what was measured before
