@@ -106,7 +106,9 @@ class Runtime:
     def numbers(self, values: Tensor) -> Tensor:
         """Small numbers from the host -> torch's default dtype on the device, without waiting for it."""
         values = values.to(torch.get_default_dtype())
-        return (values if self.checks_at_once else values.pin_memory()).to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
 
     def wrap(self, module: M) -> M:
         """Wrap in DDP where there are several ranks. Its forward runs under autocast."""

@@ -146,7 +146,6 @@ def test_a_step_never_waits_for_the_device(
 ) -> None:
     stage = new_stage(trained, tmp_path, *options)
     stage.runtime.checks_at_once = False  # as on a GPU
-    monkeypatch.setattr(stage.runtime, "numbers", lambda values: values.to(torch.float64))  # pinned memory needs one
     batch = batch_of(stage.setup, 0)
     for name in ("tolist", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, refuse)
