@@ -74,13 +74,15 @@ def mix_bands(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
 
     Args:
         z_a, z_b: (B, C, h, w).
-        lambda_: any of the four shapes of Lambda, N = 5.
+        lambda_: any of the four shapes of Lambda, N = 5, or N = 1: one for all.
 
     Returns:
         (B, C, h, w).
     """
     channels, height, width = z_a.shape[1:]
     lambda_ = lambda_.unsqueeze(0) if lambda_.dim() in (1, 3) else lambda_
+    if lambda_.shape[1] == 1:
+        return mix(z_a, z_b, lambda_)
     style, fine, coarse = lambda_.split((3, 1, 1), dim=1)
     difference = z_a - z_b
     mean = difference.mean(dim=(2, 3), keepdim=True)

@@ -216,7 +216,7 @@ def test_layer_lambdas() -> None:
     torch.testing.assert_close(latents.layer_lambdas(same, latents.owner_matrix("shared", 5, 5)), same)
 
 
-BAND_SHAPES = [(5,), (3, 5), (5, 4, 4), (3, 5, 4, 4)]
+BAND_SHAPES = [(5,), (3, 5), (5, 4, 4), (3, 5, 4, 4), (1,), (3, 1)]
 
 
 @pytest.mark.parametrize("shape", BAND_SHAPES)

@@ -126,11 +126,11 @@ def run(stage: Stage, setup: Setup) -> None:
                 tracker.flush(done, _learning_rates(stage))
             if save or show:
                 stage.settle()
-            if show:
-                ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
             if save:
                 _save(stage, setup, writer, done)
                 saved = done
+            if show:
+                ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
         writer.finish()
 
 
