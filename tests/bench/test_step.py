@@ -41,7 +41,7 @@ def test_a_step_is_measured_and_counted(tmp_path: Path) -> None:
         images = each["images_per_second"] * each["seconds_per_step"]
         assert images == pytest.approx(4) and told["global_batch_size"] == 4
         assert 0 < each["share"] < 1 and each["flop_per_second"] == each["images_per_second"] * each["flop_per_image"]
-        assert each["peak_memory_bytes"] > 10_000_000
+        assert 100_000 < each["peak_memory_bytes"] < 2_000_000_000
     config = configuration.load(tmp_path / "tiny.yaml")
     assert told["speeds"][1]["flop_per_image"] == flops.useful(config)
     assert listing(tmp_path) == before, "nothing is written"
@@ -69,6 +69,7 @@ def test_beside_the_literal_step_and_float64(tmp_path: Path) -> None:
     assert 0 < told["errors"]["loss/style"] < 1e-4
 
 
+@pytest.mark.slow
 def test_half_precision_has_larger_errors(tmp_path: Path) -> None:
     """The check can fail: it sees the precision."""
     arguments = tiny_arguments(tmp_path / "run", tmp_path / "nowhere", "training.mixed_precision=bf16")
