@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU gives: every lever of a training step beside METHOD coded literally, errors against float64, the batch
-# that fits, the ten heaviest kernels, the loader. About 6 minutes on one GPU.
+# that fits, the ten heaviest kernels, the loader. Made to take under 8 minutes on one GPU.
 #
 #   launch/bench_gpu.sh OUT [SHARDS]
 #
