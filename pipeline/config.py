@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline import overrides
 from pipeline.errors import UserError
 from pipeline.invalid import describe
 
@@ -20,6 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Norm = Literal["batch", "layer", "none"]
+Blocks = Literal["plain", "residual"]
 Arch = Literal["vgg19", "vgg16"]
 
 
@@ -78,9 +80,14 @@ class ModelConfig(Section):
     """Kernel of every convolution."""
     elements: Positive = 5
     """Number N of latent elements."""
-    structure: Literal["channels", "bands"] = "channels"
-    """What an element is: a group of channels, the paper's; or a spatial band of the latent: elements 1 to 3 a third of
-    its spatial mean each, 5 its 2 x 2 layout, 4 the rest (METHOD, "What separates the elements")."""
+    blocks: Blocks = "plain"
+    """Of E and G. `plain` is the paper's; `residual` adds a shortcut without parameters past each block."""
+    norm: Norm = "batch"
+    """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
+    structure: Literal["channels", "bands", "modulation"] = "channels"
+    """What an element is. `channels`: a group of them, the paper's. `bands`: a spatial band of the latent: elements 1
+    to 3 a third of its mean each, 5 its 2 x 2 layout, 4 the rest. `modulation`: groups of channels, of which 4 and 5
+    are what G draws, and 1 to 3 set level and contrast of its features. See docs/method.md."""
     discriminator_norm: Norm = "layer"
     """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
     discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
@@ -90,8 +97,8 @@ class ModelConfig(Section):
     def _element_fits(self) -> "ModelConfig":
         if self.elements > 16 * self.base_channels:
             raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
-        if self.structure == "bands" and self.elements != 5:
-            raise ValueError(f"elements: {self.elements} with structure bands; bands are 5 elements")
+        if self.structure != "channels" and self.elements != 5:
+            raise ValueError(f"elements: {self.elements} with structure {self.structure}, which has 5 elements")
         return self
 
 
@@ -157,6 +164,10 @@ class OptimizerConfig(Section):
     """Adam, in both stages. A short memory (beta2) keeps D from freezing after its first, large penalties."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    pretrain_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """null: learning_rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate within each stage: `cosine` lets it fall to 0 at its last step."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.9
     fused: bool = True
@@ -282,8 +293,8 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def load(path: Path | None, overrides: list[str] | None = None) -> Config:
-    """Read `path` (null: the defaults), apply `overrides` of the form `a.b=c`, validate.
+def load(path: Path | None, settings: list[str] | None = None) -> Config:
+    """Read `path` (null: the defaults), apply `settings` of the form `a.b=c`, validate.
 
     Raises:
         UserError: naming the file or override, the key, the value and what would do.
@@ -299,8 +310,8 @@ def load(path: Path | None, overrides: list[str] | None = None) -> Config:
             raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise UserError(f"{path}: must hold sections and keys, not a {type(values).__name__}")
-    for override in overrides or []:
-        _apply(values, override)
+    for setting in settings or []:
+        overrides.apply(values, setting)
     return validate(values, str(path) if path else "configuration")
 
 
@@ -321,28 +332,3 @@ def validate(values: dict[str, Any], origin: str) -> Config:
 def dump(config: Config) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.as_dict(), sort_keys=False)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise UserError(f"--set {override}: expected key=value, for example --set training.fusion_steps=500")
-    try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
-    if isinstance(value, str):
-        value = _number(value)
-    node = values
-    for key in keys[:-1]:
-        child = node.get(key)
-        node[key] = node = dict(child) if isinstance(child, dict) else {}
-    node[keys[-1]] = value
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)  # YAML 1.1 takes 1e-4 for a string
-    except ValueError:
-        return text

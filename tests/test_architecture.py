@@ -13,7 +13,7 @@ MAX_LINES, MAX_FUNCTION_LINES = 350, 60
 
 LEVELS: list[set[str]] = [
     {"errors", "files", "invalid", "progress"},
-    {"signals"},
+    {"signals", "overrides"},
     {"config", "console", "regions"},
     {
         "images",

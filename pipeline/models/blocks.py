@@ -1,10 +1,12 @@
-"""The blocks of E, G and D: strided convolution, normalisation, activation."""
+"""The blocks of E, G and D: strided convolution, normalisation, activation; or these beside a shortcut."""
 
 import itertools
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-from pipeline.config import Norm
+from pipeline.config import Blocks, Norm
 
 BLOCKS = 5
 """Every network halves or doubles the resolution five times."""
@@ -37,7 +39,60 @@ def up(inputs: int, outputs: int, kernel_size: int, norm: Norm, activation: nn.M
     return nn.Sequential(convolution, *_norm(norm, outputs), activation)
 
 
-def down_stack(base_channels: int, kernel_size: int, norm: Norm) -> nn.Sequential:
+class Residual(nn.Module):
+    """A block added to a shortcut without parameters: its input, pixels moved into channels or back (Chen et al. 2024).
+
+    What the shortcuts alone compute is a coarse copy of the image, which the blocks then need not learn.
+    """
+
+    def __init__(self, block: nn.Module, shortcut: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.block, self.shortcut = block, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.block(x) + self.shortcut(x)
+        return output
+
+
+def residual_down(block: nn.Module, outputs: int) -> Residual:
+    """`block` halves the resolution; its shortcut moves 2 x 2 pixels into channels."""
+    return Residual(block, lambda x: fit_channels(functional.pixel_unshuffle(x, 2), outputs))
+
+
+def residual_up(block: nn.Module, outputs: int) -> Residual:
+    """`block` doubles the resolution; its shortcut moves channels into 2 x 2 pixels."""
+    return Residual(block, lambda x: functional.pixel_shuffle(fit_channels(x, 4 * outputs), 2))
+
+
+def fit_channels(x: Tensor, channels: int) -> Tensor:
+    """(B, C, H, W) -> (B, channels, H, W): neighbouring channels averaged, or each repeated."""
+    if channels % x.shape[1] == 0:
+        return x.repeat_interleave(channels // x.shape[1], dim=1)
+    if x.shape[1] % channels == 0:
+        averaged: Tensor = x.unflatten(1, (channels, -1)).mean(2)
+        return averaged
+    by_pixel = x.flatten(2).transpose(1, 2)  # (B, HW, C)
+    fitted: Tensor = functional.adaptive_avg_pool1d(by_pixel, channels).transpose(1, 2).unflatten(2, x.shape[2:])
+    return fitted
+
+
+def down_stack(base_channels: int, kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
     """The five blocks of E and of D; the first has no normalisation. (B, 3, H, W) -> (B, 16 base, H/32, W/32)."""
-    pairs = itertools.pairwise([3, *widths(base_channels)])
-    return nn.Sequential(*(down(*pair, kernel_size, norm if block else "none") for block, pair in enumerate(pairs)))
+    pairs = list(itertools.pairwise([3, *widths(base_channels)]))
+    stack: list[nn.Module] = [down(*pair, kernel_size, norm if n else "none") for n, pair in enumerate(pairs)]
+    if kind == "residual":
+        stack = [residual_down(block, outputs) for block, (_, outputs) in zip(stack, pairs, strict=True)]
+    return nn.Sequential(*stack)
+
+
+def up_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
+    """The blocks of G, the last one to an image: (B, channels[0], h, w) -> (B, 3, h 2^n, w 2^n) in [-1, 1]."""
+    hidden: list[nn.Module] = [
+        up(inputs, outputs, kernel_size, norm, nn.ReLU(inplace=True))
+        for inputs, outputs in itertools.pairwise(channels)
+    ]
+    if kind == "plain":
+        return nn.Sequential(*hidden, up(channels[-1], 3, kernel_size, "none", nn.Tanh()))
+    hidden = [residual_up(block, outputs) for block, outputs in zip(hidden, channels[1:], strict=True)]
+    output = residual_up(up(channels[-1], 3, kernel_size, "none", nn.Identity()), 3)
+    return nn.Sequential(*hidden, nn.Sequential(output, nn.Tanh()))

@@ -44,6 +44,8 @@ def calibrate_batch_norm(module: nn.Module, batches: Iterable[tuple[Tensor, ...]
         batches: arguments of the module's forward.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if not norms:
+        return
     momenta, training = [layer.momentum for layer in norms], module.training
     for layer in norms:
         layer.reset_running_stats()

@@ -114,6 +114,7 @@ def run(stage: Stage, setup: Setup) -> None:
             except (Interrupted, StoppedElsewhere, UserError, OSError) as stop:
                 _save_and_stop(stage, setup, tracker, writer, done, saved, stop)
                 raise
+            _set_learning_rates(stage, setup.config.optimizer.schedule, done)
             terms = stage.step(done, batch)
             done += 1
             tracker.add(terms, setup.config.training.global_batch_size)
@@ -145,6 +146,14 @@ def _next(batches: Iterator[list[MicroBatch]], tracker: Tracker) -> tuple[list[M
 
 def checkpoint_folder(config: Config, stage: str) -> Path:
     return config.run_dir / stage / "checkpoints"
+
+
+def _set_learning_rates(stage: Stage, schedule: str, step: int) -> None:
+    """From the step alone, so that a resumed run needs no memory of it."""
+    share = (1 + math.cos(math.pi * step / stage.total_steps)) / 2 if schedule == "cosine" else 1.0
+    for optimizer in stage.optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = share * optimizer.defaults["lr"]
 
 
 def _learning_rates(stage: Stage) -> dict[str, float]:
@@ -250,7 +259,7 @@ def _resume(stage: Stage, setup: Setup) -> int:
                 if value.shape == parameter.shape:
                     memory[key] = torch.empty_like(parameter).copy_(value)
         for group in optimizer.param_groups:  # as configured now, not then
-            group.update({key: optimizer.defaults[key] for key in ("lr", "betas")})
+            group["betas"] = optimizer.defaults["betas"]
     runtime.load_scaler_state(found.optimizers["scaler"])
     runtime.skipped_steps = found.state["skipped_steps"]
     runtime.say(f"{stage.name}: resumed from {found.path}")

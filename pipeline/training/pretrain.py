@@ -26,7 +26,8 @@ class PretrainStage:
         self.average = MovingAverage(module, config.training.ema_decay)
         self.runtime.compile(module.encoder, module.generator)
         self.autoencoder = self.runtime.wrap(module)
-        self.optimizers = {"autoencoder": self.runtime.optimizer(module, config.optimizer)}
+        rate = config.optimizer.pretrain_learning_rate
+        self.optimizers = {"autoencoder": self.runtime.optimizer(module, config.optimizer, rate)}
         self.modules = self.average.modules()
 
     def begin(self) -> None:

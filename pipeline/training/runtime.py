@@ -115,11 +115,14 @@ class Runtime:
         wrapped: M = self.accelerator.prepare_model(module)
         return wrapped
 
-    def optimizer(self, module: nn.Module, config: OptimizerConfig) -> AcceleratedOptimizer:
-        """Adam over the parameters of `module`, which is not wrapped."""
+    def optimizer(
+        self, module: nn.Module, config: OptimizerConfig, learning_rate: float | None = None
+    ) -> AcceleratedOptimizer:
+        """Adam over the parameters of `module`, which is not wrapped, at the configured `learning_rate` or another."""
         self._names |= {id(parameter): name for name, parameter in module.named_parameters()}
         betas = (config.beta1, config.beta2)
-        adam = torch.optim.Adam(module.parameters(), lr=config.learning_rate, betas=betas, fused=config.fused)
+        rate = learning_rate or config.learning_rate
+        adam = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=config.fused)
         return self.accelerator.prepare_optimizer(adam)
 
     def autocast(self) -> AbstractContextManager[Any]:

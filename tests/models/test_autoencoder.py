@@ -1,5 +1,7 @@
 """E, G, and both in one forward, METHOD (1)."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,10 +10,13 @@ from torch.nn import functional
 from pipeline.config import ModelConfig
 from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, rolled
 
+OURS = {"blocks": "residual", "norm": "none", "structure": "modulation"}
+RECIPES: list[dict[str, Any]] = [{}, OURS]
 
-def model(elements: int = 5, kernel_size: int = 4) -> FusionAutoencoder:
+
+def model(base_channels: int = 2, **settings: Any) -> FusionAutoencoder:
     torch.manual_seed(0)
-    return FusionAutoencoder(ModelConfig(base_channels=2, elements=elements, kernel_size=kernel_size))  # type: ignore[arg-type]
+    return FusionAutoencoder(ModelConfig(base_channels=base_channels, **settings))
 
 
 def images(count: int = 4, size: int = 64) -> Tensor:
@@ -20,8 +25,9 @@ def images(count: int = 4, size: int = 64) -> Tensor:
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("kernel_size", [4, 5])
-def test_shapes(size: int, kernel_size: int) -> None:
-    both = model(kernel_size=kernel_size)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_shapes(size: int, kernel_size: int, recipe: dict[str, Any]) -> None:
+    both = model(kernel_size=kernel_size, **recipe)
     batch = images(2, size)
     z = both.encoder(batch)
     assert z.shape == (2, 32, size // 32, size // 32)
@@ -88,9 +94,9 @@ def test_ends_are_exact() -> None:
         torch.testing.assert_close(output.fused, target(output.reconstruction), rtol=1e-5, atol=1e-6)
 
 
-def settled(batch: Tensor) -> FusionAutoencoder:
+def settled(batch: Tensor, **settings: Any) -> FusionAutoencoder:
     """A model whose BatchNorm fits `batch`: with random weights alone its images hardly differ."""
-    both = model()
+    both = model(**settings)
     for layer in both.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
@@ -106,11 +112,12 @@ def square(size: int, first: int, last: int) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [32, 64, 128, 256])
-@pytest.mark.parametrize("shape", [(5,), (3, 5), (3, 5, 1, 1)])
+@pytest.mark.parametrize("shape", [(1,), (5,), (3, 5), (3, 5, 1, 1)])
+@pytest.mark.parametrize("recipe", RECIPES)
 @torch.no_grad()
-def test_an_empty_and_a_full_region_are_exact(size: int, shape: tuple[int, ...]) -> None:
+def test_an_empty_and_a_full_region_are_exact(size: int, shape: tuple[int, ...], recipe: dict[str, Any]) -> None:
     batch = images(3, size)
-    both = settled(batch)
+    both = settled(batch, **recipe)
     z_a, side = both.encoder(batch), size // 32
     z_b = rolled(z_a)
     lam = torch.rand(shape, generator=torch.Generator().manual_seed(3))
@@ -173,8 +180,44 @@ def test_a_grey_region_is_blended_once(size: int) -> None:
     torch.testing.assert_close(fused, output((a + b) / 2), rtol=1e-4, atol=1e-6)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    both = model()
+@torch.no_grad()
+def test_styles_are_level_and_contrast() -> None:
+    """Elements 1 and 2 set mean and deviation of the last features, whatever the others are; only 4, 5 have a place."""
+    both, batch = model(base_channels=8, **OURS).eval(), images(2)
+    z_a, z_b = both.encoder(batch).split(1)
+    seen: list[Tensor] = []
+    assert both.generator.modulation is not None
+    both.generator.body[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for lam in ([1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 1], [1, 0, 1, 1, 1]):
+        both.fuse_latents(z_a, z_b, torch.tensor(lam, dtype=torch.float32))
+    a, others, of_level, of_contrast = seen
+    for image, level, contrast in ((others, True, True), (of_level, False, True), (of_contrast, True, False)):
+        assert torch.allclose(image.mean((2, 3)), a.mean((2, 3)), atol=1e-4) is level
+        assert torch.allclose(image.std((2, 3)), a.std((2, 3)), atol=1e-4) is contrast
+    sizes = both.generator.modulation.sizes
+    moved = z_a.flip(-1)
+    styled = torch.cat([moved[:, : sum(sizes[:3])], z_a[:, sum(sizes[:3]) :]], dim=1)
+    torch.testing.assert_close(both.generator(styled), both.generator(z_a))
+    assert not torch.allclose(both.generator(moved), both.generator(z_a), atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+@torch.no_grad()
+def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int) -> None:
+    batch = images(2, size)
+    both = model(base_channels=8, **OURS).eval()
+    z_a = both.encoder(batch)
+    mask = square(size, size // 4, size // 2)
+    style_of_b = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0])
+    back, fused = both.fuse_region(z_a, rolled(z_a), style_of_b, mask)
+    away = 1 - functional.max_pool2d(mask[None], 9, 1, 4)[0]
+    change = (fused - back).abs().mean((0, 1))
+    assert change[mask > 0].mean() > 1e-3 and change[away > 0].max() == 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_parameter_gets_a_gradient(recipe: dict[str, Any]) -> None:
+    both = model(**recipe)
     output = both(images(), torch.rand(4, 5))
     assert output.fused is not None
     output.fused.square().mean().backward()

@@ -47,3 +47,33 @@ def test_down_stack(kind: Norm) -> None:
     assert has_norm == [False] + [kind != "none"] * 4
     channels = [(block[0].in_channels, block[0].out_channels) for block in stack]
     assert channels == [(3, 2), (2, 4), (4, 8), (8, 16), (16, 32)]
+
+
+@pytest.mark.parametrize("base", [2, 8, 12, 24, 64])
+def test_residual_stacks_have_the_same_shapes(base: int) -> None:
+    x = torch.zeros(1, 3, 64, 64)
+    z = blocks.down_stack(base, 4, "none", "residual")(x)
+    assert z.shape == (1, 16 * base, 2, 2)
+    assert blocks.up_stack(blocks.widths(base)[::-1], 4, "none", "residual")(z).shape == x.shape
+
+
+def test_fitted_channels_are_averaged_or_repeated() -> None:
+    x = torch.arange(12.0).view(1, 12, 1, 1)
+    assert blocks.fit_channels(x, 4).flatten().tolist() == [1, 4, 7, 10]
+    assert blocks.fit_channels(x[:, :2], 4).flatten().tolist() == [0, 0, 1, 1]
+    uneven = blocks.fit_channels(x, 5).flatten().tolist()
+    assert uneven == sorted(uneven) and len(uneven) == 5 and sum(uneven) / 5 == pytest.approx(5.5)
+
+
+def test_shortcuts_alone_carry_a_coarse_image() -> None:
+    """Blocks that give 0 leave an image of one colour as it was, and of any image its average in each channel."""
+    down, up = (
+        blocks.down_stack(24, 4, "none", "residual"),
+        blocks.up_stack(blocks.widths(24)[::-1], 4, "none", "residual"),
+    )
+    for parameter in (*down.parameters(), *up.parameters()):
+        nn.init.zeros_(parameter)
+    grey = torch.tensor([0.1, -0.2, 0.3]).view(1, 3, 1, 1).expand(1, 3, 64, 64)
+    torch.testing.assert_close(up(down(grey)), grey.tanh())
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(up(down(noise)).atanh().mean(dim=(2, 3)), noise.mean(dim=(2, 3)))

@@ -1,5 +1,6 @@
 """Resuming, refusing and ending: the run that was stopped is the run that was not."""
 
+import math
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,25 @@ def test_shards_of_another_manifest_are_refused(run: Path, tmp_path: Path) -> No
     others = make_shards(tmp_path / "others", first_seed=100)
     result = latentfuse("train", *tiny_arguments(run, others, "training.fusion_steps=6"))
     result.assert_one_line("was trained on other shards", str(others / "train"))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "train"])
+def test_a_cosine_schedule_ends_at_nothing_and_resumes_where_it_was(
+    trained: Trained, tmp_path: Path, stage: str
+) -> None:
+    settings = ("optimizer.schedule=cosine", "optimizer.learning_rate=0.004", "optimizer.pretrain_learning_rate=0.008")
+    arguments = tiny_arguments(tmp_path, trained.shards, *settings)
+    init = ["--init", str(trained.run)] if stage == "train" else []
+    assert latentfuse(stage, *arguments, *init).code == 0
+    rates = scalars(tmp_path, stage)["learning_rate/autoencoder"]
+    first = 0.008 if stage == "pretrain" else 0.004
+    wanted = {step + 1: first * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)}
+    assert rates == pytest.approx(wanted)
+    last = newest(tmp_path, stage)
+    shutil.copytree(last, tmp_path / "straight")
+    shutil.rmtree(last)
+    assert "resumed from" in latentfuse(stage, *arguments, *init).out
+    assert_equal_bits(tmp_path / "straight", newest(tmp_path, stage))
 
 
 def test_what_may_change_takes_effect(trained: Trained, run: Path) -> None:
