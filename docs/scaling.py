@@ -13,7 +13,6 @@ from pipeline.data.shards import OPEN_SHARDS
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
-from pipeline.training.loop import CALIBRATION_IMAGES
 
 DOCUMENT, DEFAULT = Path(__file__).with_suffix(".md"), Path(__file__).parents[1] / "configs" / "default.yaml"
 HALF, SINGLE = ("E, G", "D", "frozen D", "VGG"), ("penalty", "Gram")  # the parts of a step in fp16, and in fp32
@@ -22,10 +21,11 @@ GPUS, BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256), ((100, 25), (128, 16))  # an
 HALF_PEAK, HALF_SHARES = 125e12, (0.10, 0.20, 0.30)
 SINGLE_PEAK, SINGLE_SHARES = 15.7e12, (0.35, 0.50, 0.65)
 MEMORY_RATE, STATE_PASSES = 900e9 * 0.7, 20  # over 4 bytes per trained parameter: unscale, norm, Adam, average
-HOST_CALLS, HOST_CALL = 1900, 5e-6  # ATen calls per micro-batch without the optimizers; host seconds for each
-# Bus bandwidth in a node and of one EDR port; latency of a hop; the share of a backward that hides its all-reduce.
+HOST_CALLS, HOST_CALL = 2700, 5e-6  # ATen calls per micro-batch without the optimizers; host seconds for each
+# Bus bandwidth in a node and of one EDR port; latency of a hop; all-reduces, the share of a backward that hides them.
 NODE, NVLINK, PORT, NVLINK_HOP, NETWORK_HOP, TCP_HOP = 8, 130e9, 12.5e9 * 0.85, 3e-6, 6e-6, 30e-6
-BUCKETS, TAIL, OVERLAP = 6, 11.0e6, 0.5  # all-reduces per step; bytes of each network's last one, never hidden
+BUCKETS, OVERLAP = 5, 0.5
+TAIL = {"D": 11.0e6, "EG": 24.8e6}  # bytes of the last all-reduce, never hidden
 # CelebA, 178 x 218: img_align_celeba.zip is 1.44 GB for 202,599 files; a .json with 40 attributes.
 JPEG, METADATA, DECODED_PER_CORE, DISK_RATE, HASH_RATE = 7125, 830, 1200.0, 1e9, 0.5e9
 SAMPLE = 1024 + (JPEG + 256) + -(-METADATA // 512) * 512  # in a tar: two headers, both padded to 512
@@ -91,7 +91,7 @@ def step(gpus: int, micro: int, accumulation: int, ports: int) -> tuple[float, f
     backwards = {"D": compute(counts.of("D: b"), counts.of("penalty: d")), "EG": compute(counts.of("E, G: b"))}
     for networks, backward in backwards.items():
         rest = reduce_seconds(counts.gradients(networks), gpus, ports) - OVERLAP * micro * backward
-        waiting += max(rest, reduce_seconds(TAIL, gpus, ports))
+        waiting += max(rest, reduce_seconds(TAIL[networks], gpus, ports))
     return working, waiting
 
 
@@ -99,8 +99,7 @@ def run_row(gpus: int, micro: int, accumulation: int) -> list[str]:
     batch, alone = gpus * micro * accumulation, 128 / sum(step(1, 16, 8, 4))
     (working, waiting), (_, longer) = (step(gpus, micro, accumulation, ports) for ports in (4, 1))
     rate, slow = batch / (working + waiting), batch / (working + longer)
-    saving = compute(0, CALIBRATION_IMAGES * count().of("E, G: A'"))  # BatchNorm; then the bytes, twice
-    saving += count().checkpoint / DISK_RATE + count().checkpoint / HASH_RATE
+    saving = count().checkpoint / DISK_RATE + count().checkpoint / HASH_RATE
     share = saving / (saving + TrackingConfig().checkpoint_every * batch / rate)
     times = [f"{1000 * seconds:.1f}" for seconds in (working, waiting, longer)]
     rates = [f"{rate:,.0f}", f"{rate / alone / gpus:.0%}", f"{slow / alone / gpus:.0%}", f"{rate * JPEG / 1e6:.1f}"]

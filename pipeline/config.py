@@ -84,10 +84,10 @@ class ModelConfig(Section):
     """Of E and G. `plain` is the paper's; `residual` adds a shortcut without parameters past each block."""
     norm: Norm = "batch"
     """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
-    structure: Literal["channels", "bands", "modulation"] = "channels"
+    structure: Literal["channels", "bands", "pyramid"] = "channels"
     """What an element is. `channels`: a group of them, the paper's. `bands`: a spatial band of the latent: elements 1
-    to 3 a third of its mean each, 5 its 2 x 2 layout, 4 the rest. `modulation`: groups of channels, of which 4 and 5
-    are what G draws, and 1 to 3 set level and contrast of its features. See docs/method.md."""
+    to 3 a third of its mean each, 5 its 2 x 2 layout, 4 the rest. `pyramid`: groups of channels, of which 5 draws the
+    layout and 4 the detail, and 1, 2, 3 set level and contrasts. See docs/method.md."""
     discriminator_norm: Norm = "layer"
     """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
     discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05

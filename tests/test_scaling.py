@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import itertools
 import re
 import tracemalloc
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.models.discriminator import Discriminator
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage
 
+RECIPE = ("blocks", "norm", "structure", "discriminator_norm")
 SMALL = ("model.base_channels=8", "data.image_size=32", "perceptual.arch=vgg19")
 
 
@@ -47,7 +49,8 @@ class CallCounter(TorchDispatchMode):
 def new_stage(tmp_path: Path, micro_batch_size: int) -> FusionStage:
     """With a global batch of 4, and the rest of docs/scaling.py's small configuration."""
     run = tmp_path / f"run{micro_batch_size}"
-    overrides = (*SMALL, f"training.micro_batch_size={micro_batch_size}", "model.elements=5")
+    recipe = (f"model.{name}={getattr(scaling.load(scaling.DEFAULT).model, name)}" for name in RECIPE)
+    overrides = (*SMALL, f"training.micro_batch_size={micro_batch_size}", "model.elements=5", *recipe)
     return FusionStage(new_setup(tiny_config(run, make_shards(tmp_path / "shards"), *overrides)), run)
 
 
@@ -65,16 +68,25 @@ def test_filling_replaces_the_tables_and_nothing_else() -> None:
 
 def test_parameters_and_flop_at_full_size() -> None:
     counts = scaling.count()
-    unit = 2 * sum(  # one encoder, generator or critic: 4 x 4 kernels at each output of a stride of 2
-        16 * inputs * outputs * side**2
-        for inputs, outputs, side in ((3, 64, 64), (64, 128, 32), (128, 256, 16), (256, 512, 8), (512, 1024, 4))
-    )
+
+    def convolutions(channels: tuple[int, ...], side: int) -> int:
+        """4 x 4 kernels, the first on so many places, each further one on four times as many."""
+        pairs = itertools.pairwise(channels)
+        return sum(2 * 16 * inputs * outputs * (side * 2**n) ** 2 for n, (inputs, outputs) in enumerate(pairs))
+
+    critic = convolutions((1024, 512, 256, 128, 64, 3), 4)
+    spread = 64 * 2 * 64 * 16 * (16 + 64)  # 64 channels from 16 x 16 to 64 x 64, one axis at a time
+    styles = 3 * 2 * 64 * 204
+    encoder = convolutions((412, 512, 256, 128, 64, 3), 4) + styles
+    drawing = convolutions((204, 512, 256, 128, 64, 3), 4) + convolutions((208, 512, 256), 4)
+    generator = drawing + 2 * 256 * 64 * 16**2 + styles
     linear, first = 2 * 1024 * 4 * 4, 2 * 16 * 3 * 64 * 64**2  # the first layer hands no gradient to its pixels
-    assert counts.flop["E, G: A' and C"] == 3 * unit == counts.flop["+ C again"]
-    assert counts.flop["E, G: backward"] == 2 * 3 * unit - first
-    assert counts.flop["D: real and fused"] == 2 * (unit + linear) == counts.flop["penalty: gradient"]
-    assert counts.flop["D: backward"] == 2 * (2 * (unit + linear) - first)
-    assert counts.flop["penalty: double backward"] == pytest.approx(4 * unit, rel=1e-3)
+    forward, spreads = encoder + 2 * generator, spread + 2 * 2 * spread
+    assert counts.flop["E, G: A' and C"] == forward + spreads == counts.flop["+ C again"]
+    assert counts.flop["E, G: backward"] == 2 * forward - first + spreads
+    assert counts.flop["D: real and fused"] == 2 * (critic + linear) == counts.flop["penalty: gradient"]
+    assert counts.flop["D: backward"] == 2 * (2 * (critic + linear) - first)
+    assert counts.flop["penalty: double backward"] == pytest.approx(4 * critic, rel=1e-3)
     widths = (3, 64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512)
     sides = (128, 128, 64, 64, 32, 32, 32, 32, 16, 16, 16, 16, 8)
     vgg = 2 * 9 * sum(a * b * s**2 for a, b, s in zip(widths[:-1], widths[1:], sides, strict=True))
@@ -108,11 +120,11 @@ def test_buckets_of_the_all_reduces() -> None:
     config = scaling.load(scaling.DEFAULT)
     modules = (FusionAutoencoder(config.model), Discriminator(config.model, config.penalty, config.data.image_size))
     count = 0
-    for module in modules:
+    for networks, module in zip(("EG", "D"), modules, strict=True):
         parameters = list(module.parameters())[::-1]
         buckets, _ = _compute_bucket_assignment_by_size(parameters, [2**20, 25 * 2**20], [False] * len(parameters))
         count += len(buckets)
-        assert sum(parameters[i].nbytes for i in buckets[-1]) == pytest.approx(scaling.TAIL, rel=0.05)
+        assert sum(parameters[i].nbytes for i in buckets[-1]) == pytest.approx(scaling.TAIL[networks], rel=0.05)
     assert count == scaling.BUCKETS
 
 
@@ -172,5 +184,5 @@ def test_what_limits_whom() -> None:
         return float(micro / sum(scaling.step(gpus, micro, 1, ports)) / alone)
 
     assert efficiency(8, 16) > 0.9 and efficiency(16, 8) > 0.7 and efficiency(64, 2) < 0.35
-    assert efficiency(256, 16) > 0.7 and efficiency(16, 16, ports=1) < 0.8
+    assert efficiency(256, 16) > 0.7 and efficiency(16, 16, ports=1) < 0.85
     assert 64 * efficiency(64, 2) < 1.1 * 32 * efficiency(32, 4), "at a batch of 128, 64 GPUs hardly beat 32"

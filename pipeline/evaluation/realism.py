@@ -16,7 +16,7 @@ from pipeline import losses
 from pipeline.config import LAYERS
 from pipeline.evaluation.distances import named
 from pipeline.evaluation.statistics import plain
-from pipeline.models.perceptual import PerceptualNetwork
+from pipeline.models.perceptual import OXFORD_RMS, PerceptualNetwork
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 """The file in torch's cache that torch-fidelity, on which torchmetrics' Inception rests, downloads."""
@@ -34,13 +34,18 @@ class Eye(NamedTuple):
 
 
 def eye(perceptual: PerceptualNetwork, device: torch.device) -> Eye:
-    """Inception where torch-fidelity and its weights are here, else the last layer of P, averaged over places."""
+    """Inception where torch-fidelity and its weights are here, else the last layer of P, averaged over places.
+
+    P's features are taken at RMS 1 whatever the recipe's scale, so that recipes can be compared.
+    """
     if _TORCH_FIDELITY_AVAILABLE and (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
         inception = FrechetInceptionDistance(2048, sync_on_compute=False).inception.to(device)
         return Eye("Inception v3, 2048 features", lambda images, _: inception(pixels.to_uint8(images)))
 
+    rms = OXFORD_RMS[-1] if perceptual.config.feature_scale == "oxford" else 1.0
+
     def pooled(images: Tensor, features: list[Tensor] | None) -> Tensor:
-        return losses.wide((features or perceptual(images))[-1]).mean(dim=(2, 3))
+        return losses.wide((features or perceptual(images))[-1]).mean(dim=(2, 3)) / rms
 
     return Eye(f"not Inception: {named(perceptual)}, mean over places of {LAYERS[-1]}", pooled)
 

@@ -1,21 +1,28 @@
 """Encoder E, generator G, and the two as one module with one forward, METHOD (1)."""
 
+from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import latents
+from pipeline import latents, losses
 from pipeline.config import STYLE_LAYERS, ModelConfig
 from pipeline.models import blocks
 
 STYLES = len(STYLE_LAYERS)
-"""Elements, from 1, that are style where the structure is `modulation`."""
-LAST_HIDDEN = blocks.BLOCKS - 2
-"""Number, from 0, of the last block of G but the one that gives the image."""
+"""Elements, from 1, that are style where the structure is `pyramid`."""
 MASKED_SIDES = (8, 16, 32)
 """Sides, in pixels, of the generator's features that a mask is applied to."""
+LAYOUT_BLOCKS, LAYOUT_CELL = 2, 4
+"""A pyramid's layout: blocks of G that give it, and how wide a cell of it is on features of half the image's side."""
+DEVIATION_FLOOR = 1e-4
+"""Added to a variance before its root is taken."""
+
+Held = Callable[[Tensor], Tensor]
+"""Given features of the generator, those to go on with."""
 
 
 class Encoder(nn.Module):
@@ -23,39 +30,12 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.body = blocks.down_stack(config.base_channels, config.kernel_size, config.norm, config.blocks)
+        channels = blocks.widths(config.base_channels)
+        self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
         z: Tensor = self.body(images)
         return z
-
-
-class Modulation(nn.Module):
-    """Sets level and contrast of G's last features, normalised image by image before (AdaIN, Huang and Belongie 2017).
-
-    Of the last features element 1 sets the level, element 2 the contrast; element 3 sets both of those before them.
-    """
-
-    def __init__(self, sizes: tuple[int, ...], before: int, last: int) -> None:
-        super().__init__()
-        *styles, _, _ = sizes
-        self.sizes = [*styles, sum(sizes[STYLES:])]
-        self.level = nn.Linear(styles[0], last)
-        self.contrast = nn.Linear(styles[1], last)
-        self.coarse = nn.Linear(styles[2], 2 * before)
-
-    def forward(self, place: int, features: Tensor, styles: list[Tensor]) -> Tensor:
-        """(B, c, h, w) after block `place` -> the same shape."""
-        if place == LAST_HIDDEN:
-            level, contrast = self.level(styles[0]), self.contrast(styles[1])
-        elif place == LAST_HIDDEN - 1:
-            level, contrast = self.coarse(styles[2]).chunk(2, dim=1)
-        else:
-            return features
-        modulated: Tensor = (
-            functional.instance_norm(features) * (1 + contrast[..., None, None]) + level[..., None, None]
-        )
-        return modulated
 
 
 class Generator(nn.Module):
@@ -64,33 +44,27 @@ class Generator(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = blocks.widths(config.base_channels)[::-1]
-        self.modulation: Modulation | None = None
-        if config.structure == "modulation":
-            sizes = latents.element_sizes(channels[0], config.elements)
-            self.modulation = Modulation(sizes, *channels[-2:])
-            channels[0] = sum(sizes[STYLES:])
         self.body = blocks.up_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, z: Tensor) -> Tensor:
-        x, styles = self._split(z)
-        for place, block in enumerate(self.body):
-            x = self._modulated(place, block(x), styles)
-        return x
+        images: Tensor = self.body[-1](self.features(z, lambda x: x))
+        return images
 
-    def _split(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the first block gets; and the style elements, (B, c) each, if they go another way."""
-        if self.modulation is None:
-            return z, []
-        *styles, content = z.split(self.modulation.sizes, dim=1)
-        return content, [style.mean(dim=(2, 3)) for style in styles]
+    def features(self, z: Tensor, held: Held) -> Tensor:
+        """What the last block makes an image of, half its side; `held` is given the features of every stage."""
+        *hidden, _ = self.body
+        for block in hidden:
+            z = held(block(z))
+        return z
 
-    def _modulated(self, place: int, features: Tensor, styles: list[Tensor]) -> Tensor:
-        return features if self.modulation is None else self.modulation(place, features, styles)
+    def last_held(self, image_size: int) -> int:
+        """The side of the last features that a mask is applied to."""
+        return min(image_size // 2, MASKED_SIDES[-1])
 
     def within(self, z_a: Tensor, z_c: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """A' = G(Z_A), and G(Z_C) held to A' outside of a region.
 
-        After each block whose features are `MASKED_SIDES` wide, and after the last one that modulates them, those of C
+        Where features are `MASKED_SIDES` wide, and where they are the last that a mask is applied to, those of C
         outside are replaced by those of A. What the blocks behind reach across the region's edge stays. The last time
         draws the edge, in shares of its cells; before it C keeps every cell that the region touches: kept in shares
         there too, little of B would be left in a small region.
@@ -103,18 +77,114 @@ class Generator(nn.Module):
         Returns:
             Two of (B, 3, S, S) in [-1, 1].
         """
-        *hidden, output = self.body
-        (a, styles_a), (c, styles_c) = self._split(z_a), self._split(z_c)
-        for place, block in enumerate(hidden):
-            a = self._modulated(place, block(a), styles_a)
-            c = self._modulated(place, block(c), styles_c)
-            side = a.shape[-1]
-            at_end = block is hidden[-1]
-            if side in MASKED_SIDES or (at_end and self.modulation is not None):
-                last = at_end or (side == MASKED_SIDES[-1] and self.modulation is None)
-                weight = functional.adaptive_avg_pool2d(mask, side) if last else touched(mask, side)
-                c = weight * c + (1 - weight) * a
-        return output(a), output(c)
+        last, seen = self.last_held(mask.shape[-1]), deque[Tensor]()
+
+        def noted(a: Tensor) -> Tensor:
+            seen.append(a)
+            return a
+
+        def limited(c: Tensor) -> Tensor:
+            a, side = seen.popleft(), c.shape[-1]
+            if side != last and side not in MASKED_SIDES:
+                return c
+            weight = functional.adaptive_avg_pool2d(mask, side) if side == last else touched(mask, side)
+            return weight * c + (1 - weight) * a
+
+        a, c = self.features(z_a, noted), self.features(z_c, limited)
+        return self.body[-1](a), self.body[-1](c)
+
+
+class Bands(NamedTuple):
+    """Features (B, c, h, w) as three parts that add up to them: a pyramid of two steps (Burt and Adelson 1983)."""
+
+    level: Tensor
+    """Means over places, (B, c, 1, 1)."""
+    layout: Tensor
+    """What means over cells add to that, spread smoothly; (B, c, h, w)."""
+    detail: Tensor
+    """The rest, (B, c, h, w)."""
+
+
+def bands(features: Tensor) -> Bands:
+    """(B, c, h, w) -> its parts; h = w, and a multiple of `LAYOUT_CELL`."""
+    level = features.mean(dim=(2, 3), keepdim=True)
+    smooth = spread(functional.avg_pool2d(features, LAYOUT_CELL))
+    return Bands(level, smooth - level, features - smooth)
+
+
+def spread(cells: Tensor) -> Tensor:
+    """Bilinear interpolation, (B, c, n, n) -> (B, c, 4n, 4n); as products, which a GPU repeats bit for bit."""
+    side = cells.shape[-1]
+    unit = torch.eye(side, dtype=cells.dtype, device=cells.device)[None]
+    along = functional.interpolate(unit, scale_factor=LAYOUT_CELL, mode="linear")[0]  # (n, 4n)
+    return along.T @ cells @ along
+
+
+class PyramidEncoder(Encoder):
+    """E whose elements 1 to 3 are level and contrasts of its first features, which go on without them (`pyramid`).
+
+    Of the `Bands` of each channel element 1 gets the level, 2 the deviation of the detail, 3 that of the layout.
+    Elements 4 and 5 are what the other blocks find in detail and layout, both divided by their deviation.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        nn.Module.__init__(self)
+        channels = blocks.widths(config.base_channels)
+        sizes = latents.element_sizes(channels[-1], config.elements)
+        self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in sizes[:STYLES])
+        channels[-1] = sum(sizes[STYLES:])
+        self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, *others = self.body
+        level, layout, detail = bands(first(images))
+        of_detail, of_layout = deviation(detail), deviation(layout)
+        x = detail / of_detail + layout / of_layout
+        for block in others:
+            x = block(x)
+        measured = zip(self.styles, (level, of_detail, of_layout), strict=True)
+        styles = [style(values.flatten(1))[..., None, None].expand(-1, -1, *x.shape[2:]) for style, values in measured]
+        return torch.cat([*styles, x], dim=1)
+
+
+def deviation(band: Tensor) -> Tensor:
+    """(B, c, h, w) -> (B, c, 1, 1): the root of its mean square; above 0."""
+    return (losses.wide(band).square().mean(dim=(2, 3), keepdim=True) + DEVIATION_FLOOR).sqrt()
+
+
+class PyramidGenerator(Generator):
+    """G whose elements enter at several resolutions (`pyramid`): the last features are put together from bands.
+
+    Element 5 draws the layout and 4 the detail; 3 and 2 set the contrast of these, 1 the level.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        nn.Module.__init__(self)
+        channels = blocks.widths(config.base_channels)[::-1]
+        self.sizes = latents.element_sizes(channels[0], config.elements)
+        kinds = (config.kernel_size, config.norm, config.blocks)
+        self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in self.sizes[:STYLES])
+        self.layout = blocks.hidden_stack([self.sizes[-1], *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
+        self.layout.append(nn.Conv2d(channels[LAYOUT_BLOCKS], channels[-1], 1))
+        self.body = blocks.up_stack([self.sizes[-2], *channels[1:]], *kinds)
+
+    def features(self, z: Tensor, held: Held) -> Tensor:
+        *by_style, detail, cells = z.split(self.sizes, dim=1)
+        level, of_detail, of_layout = (
+            style(element.mean(dim=(2, 3)))[..., None, None]
+            for style, element in zip(self.styles, by_style, strict=True)
+        )
+        for block in self.layout:
+            cells = held(block(cells))
+        *hidden, last, _ = self.body
+        for block in hidden:
+            detail = held(block(detail))
+        mean = cells.mean(dim=(2, 3), keepdim=True)
+        smooth = spread(mean + level + (1 + of_layout) * (cells - mean))
+        return held(smooth + (1 + of_detail) * bands(last(detail)).detail)
+
+    def last_held(self, image_size: int) -> int:
+        return image_size // 2
 
 
 class FusionOutput(NamedTuple):
@@ -134,8 +204,10 @@ class FusionAutoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
-        self.generator = Generator(config)
+        pyramid = config.structure == "pyramid"
+        self.encoder = PyramidEncoder(config) if pyramid else Encoder(config)
+        self.generator = PyramidGenerator(config) if pyramid else Generator(config)
+        self.placeless = STYLES if pyramid else 0
         self.mix = latents.mix_bands if config.structure == "bands" else latents.mix
 
     def forward(self, images: Tensor, lambda_: Tensor | None = None) -> FusionOutput:
@@ -164,8 +236,8 @@ class FusionAutoencoder(nn.Module):
         weight = touched(mask, z_a.shape[-1])
         inside = lambda_ if lambda_.dim() > 2 else lambda_[..., None, None]
         limited = weight * inside + (1 - weight)
-        if self.generator.modulation is not None and inside.shape[-3] > 1:  # styles have no place: their features have
-            limited = torch.cat([inside.expand_as(limited)[:, :STYLES], limited[:, STYLES:]], dim=1)
+        if self.placeless and inside.shape[-3] > 1:  # their features have a place
+            limited = torch.cat([inside.expand_as(limited)[:, : self.placeless], limited[:, self.placeless :]], dim=1)
         z_c = self.mix(z_a, z_b, limited)
         return self.generator.within(z_a, z_c, mask)
 

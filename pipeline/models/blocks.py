@@ -76,23 +76,28 @@ def fit_channels(x: Tensor, channels: int) -> Tensor:
     return fitted
 
 
-def down_stack(base_channels: int, kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
-    """The five blocks of E and of D; the first has no normalisation. (B, 3, H, W) -> (B, 16 base, H/32, W/32)."""
-    pairs = list(itertools.pairwise([3, *widths(base_channels)]))
+def down_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
+    """The blocks of E and of D; the first has no normalisation. (B, 3, H, W) -> (B, channels[-1], H / 2^n, W / 2^n)."""
+    pairs = list(itertools.pairwise([3, *channels]))
     stack: list[nn.Module] = [down(*pair, kernel_size, norm if n else "none") for n, pair in enumerate(pairs)]
     if kind == "residual":
         stack = [residual_down(block, outputs) for block, (_, outputs) in zip(stack, pairs, strict=True)]
     return nn.Sequential(*stack)
 
 
+def hidden_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
+    """Blocks of G before the image: (B, channels[0], h, w) -> (B, channels[-1], h 2^n, w 2^n)."""
+    pairs = list(itertools.pairwise(channels))
+    stack: list[nn.Module] = [up(*pair, kernel_size, norm, nn.ReLU(inplace=True)) for pair in pairs]
+    if kind == "residual":
+        stack = [residual_up(block, outputs) for block, (_, outputs) in zip(stack, pairs, strict=True)]
+    return nn.Sequential(*stack)
+
+
 def up_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
     """The blocks of G, the last one to an image: (B, channels[0], h, w) -> (B, 3, h 2^n, w 2^n) in [-1, 1]."""
-    hidden: list[nn.Module] = [
-        up(inputs, outputs, kernel_size, norm, nn.ReLU(inplace=True))
-        for inputs, outputs in itertools.pairwise(channels)
-    ]
+    hidden = hidden_stack(channels, kernel_size, norm, kind)
     if kind == "plain":
-        return nn.Sequential(*hidden, up(channels[-1], 3, kernel_size, "none", nn.Tanh()))
-    hidden = [residual_up(block, outputs) for block, outputs in zip(hidden, channels[1:], strict=True)]
+        return hidden.append(up(channels[-1], 3, kernel_size, "none", nn.Tanh()))
     output = residual_up(up(channels[-1], 3, kernel_size, "none", nn.Identity()), 3)
-    return nn.Sequential(*hidden, nn.Sequential(output, nn.Tanh()))
+    return hidden.append(nn.Sequential(output, nn.Tanh()))

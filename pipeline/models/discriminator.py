@@ -28,9 +28,10 @@ class Discriminator(nn.Module):
         super().__init__()
         self.penalty = penalty
         self.couples_samples = config.discriminator_norm == "batch"
-        self.body = blocks.down_stack(config.base_channels, config.kernel_size, config.discriminator_norm)
+        channels = blocks.widths(config.base_channels)
+        self.body = blocks.down_stack(channels, config.kernel_size, config.discriminator_norm)
         side = image_size // 2**blocks.BLOCKS
-        self.output = nn.Linear(blocks.widths(config.base_channels)[-1] * side * side, 1)
+        self.output = nn.Linear(channels[-1] * side * side, 1)
         with torch.no_grad():
             self.output.weight.mul_(config.discriminator_output_gain)
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.realism import frechet, kernel, realism
+from pipeline.config import PerceptualConfig
+from pipeline.evaluation.realism import eye, frechet, kernel, realism
+from pipeline.models.perceptual import PerceptualNetwork
 
 
 def gaussian(count: int, mean: list[float], deviation: list[float], seed: int) -> Tensor:
@@ -47,3 +49,14 @@ def test_fused_and_floor_are_crowds_of_one_size() -> None:
     assert found["FID_fused"] == pytest.approx(9) and found["FID_floor"] == pytest.approx(1)
     few = realism(train, fused[:2], reconstructed, seed=0)
     assert few["FID_fused"] is None and few["KID_fused"] is None and "2 images for 2 features" in few["FID_left_out"]
+
+
+@torch.no_grad()
+def test_crowds_are_seen_alike_under_every_scale_of_features() -> None:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    seen = []
+    for scale in ("oxford", "unit"):
+        network = PerceptualNetwork(PerceptualConfig(arch="vgg16", weights="random", feature_scale=scale))
+        network.calibrate([images])
+        seen.append(eye(network, torch.device("cpu")).see(images, None))
+    torch.testing.assert_close(seen[0], seen[1])

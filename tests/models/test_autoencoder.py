@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config import ModelConfig
-from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, rolled
+from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, bands, rolled, spread
 
-OURS = {"blocks": "residual", "norm": "none", "structure": "modulation"}
+OURS = {"blocks": "residual", "norm": "none", "structure": "pyramid"}
 RECIPES: list[dict[str, Any]] = [{}, OURS]
 
 
@@ -181,24 +181,64 @@ def test_a_grey_region_is_blended_once(size: int) -> None:
 
 
 @torch.no_grad()
-def test_styles_are_level_and_contrast() -> None:
-    """Elements 1 and 2 set mean and deviation of the last features, whatever the others are; only 4, 5 have a place."""
+def test_bands_add_up() -> None:
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    parts = bands(x)
+    torch.testing.assert_close(sum(parts, torch.zeros(())), x)
+    torch.testing.assert_close(bands(x + 5).detail, parts.detail)
+    cells = x[..., :4, :4]
+    interpolated = functional.interpolate(cells, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(spread(cells), interpolated)
+    checkers = torch.ones(1, 1, 16, 16)
+    checkers[..., ::2, 1::2] = checkers[..., 1::2, ::2] = -1
+    torch.testing.assert_close(bands(checkers).detail, checkers)
+
+
+@torch.no_grad()
+def test_elements_are_level_contrasts_layout_and_detail() -> None:
+    """Of the last features each element moves its own part, whatever the others are; only 4 and 5 have a place."""
     both, batch = model(base_channels=8, **OURS).eval(), images(2)
     z_a, z_b = both.encoder(batch).split(1)
-    seen: list[Tensor] = []
-    assert both.generator.modulation is not None
-    both.generator.body[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    for lam in ([1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 1], [1, 0, 1, 1, 1]):
-        both.fuse_latents(z_a, z_b, torch.tensor(lam, dtype=torch.float32))
-    a, others, of_level, of_contrast = seen
-    for image, level, contrast in ((others, True, True), (of_level, False, True), (of_contrast, True, False)):
-        assert torch.allclose(image.mean((2, 3)), a.mean((2, 3)), atol=1e-4) is level
-        assert torch.allclose(image.std((2, 3)), a.std((2, 3)), atol=1e-4) is contrast
-    sizes = both.generator.modulation.sizes
-    moved = z_a.flip(-1)
-    styled = torch.cat([moved[:, : sum(sizes[:3])], z_a[:, sum(sizes[:3]) :]], dim=1)
+
+    def last_features(*of_b: int) -> Tensor:
+        lam = torch.tensor([float(n not in of_b) for n in range(1, 6)])
+        features: Tensor = both.generator.features(both.mix(z_a, z_b, lam), lambda x: x)
+        return features
+
+    a, close = last_features(), {"rtol": 1e-4, "atol": 1e-5}
+    by_level = last_features(1) - a
+    torch.testing.assert_close(by_level, by_level[..., :1, :1].expand_as(a), **close)
+    # Detail and its contrast are one summand; level, layout and its contrast the other.
+    torch.testing.assert_close(last_features(1, 2, 3, 4, 5), last_features(2, 4) + last_features(1, 3, 5) - a, **close)
+    for contrast, drawing in ((2, 4), (3, 5)):
+        by_contrast, by_drawing = last_features(contrast) - a, last_features(drawing) - a
+        assert by_contrast.abs().max() > 1e-4 and by_drawing.abs().max() > 1e-3
+    sizes = both.generator.sizes
+    assert isinstance(sizes, tuple)
+    flipped = z_a.flip(-1)
+    styled = torch.cat([flipped[:, : sum(sizes[:3])], z_a[:, sum(sizes[:3]) :]], dim=1)
     torch.testing.assert_close(both.generator(styled), both.generator(z_a))
-    assert not torch.allclose(both.generator(moved), both.generator(z_a), atol=1e-3)
+    assert not torch.allclose(both.generator(flipped), both.generator(z_a), atol=1e-3)
+
+
+@torch.no_grad()
+def test_level_and_contrast_of_the_first_features_are_style() -> None:
+    """E's elements 4 and 5 do not see them; element 1 sees the level alone, 2 and 3 the contrast alone."""
+    encoder = model(base_channels=8, **OURS).encoder.eval()
+    batch = functional.interpolate(images(2, 8), scale_factor=8)  # with contrast enough that its floor hardly counts
+    seen = []
+    for level, contrast in ((0.0, 1.0), (1.0, 1.0), (0.0, 3.0)):
+        hook = encoder.body[0].register_forward_hook(
+            lambda _, __, x, by=level, times=contrast: by + torch.lerp(x.mean((2, 3), keepdim=True), x, times)
+        )
+        seen.append(encoder(batch).split([25, 50, 53], dim=1))
+        hook.remove()
+    plain, brighter, harder = seen
+    for changed, moved in ((brighter, 0), (harder, 1)):
+        near = [
+            torch.allclose(before, after, rtol=1e-2, atol=5e-3) for before, after in zip(plain, changed, strict=True)
+        ]
+        assert near == [n != moved for n in range(3)]
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -212,7 +252,7 @@ def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int) -> None:
     back, fused = both.fuse_region(z_a, rolled(z_a), style_of_b, mask)
     away = 1 - functional.max_pool2d(mask[None], 9, 1, 4)[0]
     change = (fused - back).abs().mean((0, 1))
-    assert change[mask > 0].mean() > 1e-3 and change[away > 0].max() == 0
+    assert change[mask > 0].mean() > 3e-4 and change[away > 0].max() == 0
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

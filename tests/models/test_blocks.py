@@ -41,7 +41,7 @@ def test_activations() -> None:
 
 @pytest.mark.parametrize("kind", ["batch", "layer", "none"])
 def test_down_stack(kind: Norm) -> None:
-    stack = blocks.down_stack(2, 4, kind)
+    stack = blocks.down_stack(blocks.widths(2), 4, kind)
     assert stack(torch.zeros(2, 3, 64, 64)).shape == (2, 32, 2, 2)
     has_norm = [any(isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) for layer in block) for block in stack]
     assert has_norm == [False] + [kind != "none"] * 4
@@ -52,7 +52,7 @@ def test_down_stack(kind: Norm) -> None:
 @pytest.mark.parametrize("base", [2, 8, 12, 24, 64])
 def test_residual_stacks_have_the_same_shapes(base: int) -> None:
     x = torch.zeros(1, 3, 64, 64)
-    z = blocks.down_stack(base, 4, "none", "residual")(x)
+    z = blocks.down_stack(blocks.widths(base), 4, "none", "residual")(x)
     assert z.shape == (1, 16 * base, 2, 2)
     assert blocks.up_stack(blocks.widths(base)[::-1], 4, "none", "residual")(z).shape == x.shape
 
@@ -68,7 +68,7 @@ def test_fitted_channels_are_averaged_or_repeated() -> None:
 def test_shortcuts_alone_carry_a_coarse_image() -> None:
     """Blocks that give 0 leave an image of one colour as it was, and of any image its average in each channel."""
     down, up = (
-        blocks.down_stack(24, 4, "none", "residual"),
+        blocks.down_stack(blocks.widths(24), 4, "none", "residual"),
         blocks.up_stack(blocks.widths(24)[::-1], 4, "none", "residual"),
     )
     for parameter in (*down.parameters(), *up.parameters()):
