@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -71,8 +72,9 @@ def fit_channels(x: Tensor, channels: int) -> Tensor:
     if x.shape[1] % channels == 0:
         averaged: Tensor = x.unflatten(1, (channels, -1)).mean(2)
         return averaged
-    by_pixel = x.flatten(2).transpose(1, 2)  # (B, HW, C)
-    fitted: Tensor = functional.adaptive_avg_pool1d(by_pixel, channels).transpose(1, 2).unflatten(2, x.shape[2:])
+    unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None]
+    averaging = functional.adaptive_avg_pool1d(unit, channels)[0].T  # as a product, which a GPU repeats bit for bit
+    fitted: Tensor = (averaging @ x.flatten(2)).unflatten(2, x.shape[2:])
     return fitted
 
 
