@@ -11,30 +11,35 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` once the block has succeeded.
 
     Whatever goes wrong in the block, `path` is untouched and the temporary file is gone.
     The suffix is kept, so that writers which go by it (Pillow, safetensors) work.
+
+    Args:
+        flush: to disk, the file before the rename and the folder behind it; without, that is left to the caller.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named here and made by the writer: Ctrl-C finds no moment between making it and being ready to remove it.
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
-        fsync(temporary)
+        if flush:
+            fsync(temporary)
         temporary.replace(path)
     except OSError as error:
         error.filename = error.filename or str(path)  # a write that finds no room does not say where
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    fsync(path.parent)
+    if flush:
+        fsync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path`, whole or not at all."""
-    with replacing(path) as temporary:
+def write_text(path: Path, text: str, *, flush: bool = True) -> None:
+    """Write `text` to `path`, whole or not at all; `flush` as in `replacing`."""
+    with replacing(path, flush=flush) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -109,7 +109,7 @@ def _directory(path: Path) -> list[_Member] | None:
         in_64_bits = _IN_64_BITS in (compressed, size, offset)
         if signature != b"PK\x01\x02" or version > _NEWEST_VERSION or in_64_bits or b"\0" in name:
             return None
-        text = name.decode("utf-8" if flags & _UTF_8 else "cp437")
+        text = name.decode("ascii" if name.isascii() else "utf-8" if flags & _UTF_8 else "cp437")
         members.append((text, flags, method, crc32, compressed, size, offset))
         position = start + sum(lengths)
     return members if position == len(content) else None

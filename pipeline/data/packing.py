@@ -3,6 +3,8 @@
 import hashlib
 import json
 import zlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,11 +25,13 @@ from pipeline.data.shards import (
 )
 from pipeline.data.tar import BLOCK, ending, header, padding
 from pipeline.errors import UserError
-from pipeline.files import replacing, sha256, write_json, write_text
+from pipeline.files import fsync, replacing, sha256, write_json, write_text
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _ROW = ("keys", "extensions", *COLUMNS)
 _PIECE_BYTES = 2**20
+FLUSHES = 16
+"""Flushes to disk that are under way at a time."""
 _ZEROS = bytes(BLOCK)
 
 
@@ -62,22 +66,15 @@ class Task:
 
 
 def write_shard(shared: tuple[Source, Options], task: Task) -> int:
-    """Write one tar and its index; return the number of images looked at."""
-    source, options = shared
+    """Write one tar and its index; return the number of images looked at.
+
+    The tar alone is flushed to disk: a shard without a whole index is written again. `flush_shards` does the rest.
+    """
     path = task.path
-    rows: list[tuple[Any, ...]] = []
-    rejected: list[Rejected] = []
     with os_errors_named(path):
-        with replacing(path) as temporary, temporary.open("wb") as stream:
-            tar = _Tar(stream)
-            for record in stoppable(task.records):
-                try:
-                    image, metadata = _encode(source, options, record)
-                except ImageRejected as reason:
-                    rejected.append(Rejected(record.name, str(reason)))
-                    continue
-                rows.append(tar.add(record.key, image, metadata))
-            tar.end()
+        with replacing(path, flush=False) as temporary:
+            tar, rows, rejected = _write_tar(temporary, *shared, task.records)
+            fsync(temporary)
         index = {
             "schema": SCHEMA,
             "shard": path.name,
@@ -87,8 +84,27 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> int:
             "rejected": [asdict(each) for each in rejected],
         }
         columns = zip(*rows, strict=True) if rows else ((),) * len(_ROW)
-        write_index(path, index | dict(zip(_ROW, columns, strict=True)))
+        write_index(path, index | dict(zip(_ROW, columns, strict=True)), flush=False)
     return len(task.records)
+
+
+def _write_tar(
+    path: Path, source: Source, options: Options, records: Iterable[Record]
+) -> tuple["_Tar", list[tuple[Any, ...]], list[Rejected]]:
+    """The tar; a row of the index for each sample in it; and what is not."""
+    rows: list[tuple[Any, ...]] = []
+    rejected: list[Rejected] = []
+    with path.open("wb") as stream:
+        tar = _Tar(stream)
+        for record in stoppable(records):
+            try:
+                image, metadata = _encode(source, options, record)
+            except ImageRejected as reason:
+                rejected.append(Rejected(record.name, str(reason)))
+                continue
+            rows.append(tar.add(record.key, image, metadata))
+        tar.end()
+    return tar, rows, rejected
 
 
 def _encode(source: Source, options: Options, record: Record) -> tuple[EncodedImage, bytes]:
@@ -166,10 +182,17 @@ class _Tar:
         self._written = self.size
 
 
-def write_index(shard: Path, index: dict[str, Any]) -> None:
-    """Write the index of a shard, one line per column."""
+def flush_shards(paths: list[Path]) -> None:
+    """Flush the indexes of shards to disk, and their folders: at once, a journal takes many in one go."""
+    with ThreadPoolExecutor(FLUSHES) as threads:
+        for files in (map(index_path, paths), {path.parent for path in paths}):
+            list(threads.map(fsync, files))
+
+
+def write_index(shard: Path, index: dict[str, Any], *, flush: bool = True) -> None:
+    """Write the index of a shard, one line per column; `flush` as in `pipeline.files.replacing`."""
     lines = (f"{json.dumps(name)}:{json.dumps(index[name], separators=(',', ':'))}" for name in sorted(index))
-    write_text(index_path(shard), "{\n" + ",\n".join(lines) + "\n}\n")
+    write_text(index_path(shard), "{\n" + ",\n".join(lines) + "\n}\n", flush=flush)
 
 
 def shard_entry(shard: Path, index: dict[str, Any]) -> ShardEntry:

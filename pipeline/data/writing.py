@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.celeba import Record, Source, open_source
-from pipeline.data.packing import Options, Task, reject_at_most, shard_entry, write_manifest, write_shard
+from pipeline.data.packing import Options, Task, flush_shards, reject_at_most, shard_entry, write_manifest, write_shard
 from pipeline.data.parts import (
     PLAN,
     Part,
@@ -130,6 +130,7 @@ def write_shards(
             if part and unfinished:
                 note_parts(out, part)
             _write(opened, options, unfinished, workers)
+            flush_shards([task.path for task in in_a_row(own)])
             manifests = _manifests(opened, options, own)
             reject_at_most(tuple(each for manifest in manifests.values() for each in manifest.rejected), max_rejected)
             if not part:

@@ -109,7 +109,7 @@ def test_any_operation_may_fail(
         run(photographs, out)
         assert hashes(out) == expected, f"operation {failures}"
     assert disk.done == failures and hashes(out) == expected
-    assert failures > 35, "plan, 2 tars, 2 indexes, 2 manifests: open, write, close, fsync, rename, fsync for each"
+    assert failures > 30, "plan, 2 tars, 2 indexes, 2 manifests: open, write, close, rename and flushes of each"
 
 
 def test_read_only_disk(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from making import COUNT, REPOSITORY, hashes
 
-from pipeline.data import packing, parts
+from pipeline.data import packing, parts, writing
 from pipeline.data.shards import load_manifest
 from pipeline.data.writing import write_shards
 from pipeline.errors import UserError
@@ -130,7 +130,7 @@ def test_second_writer_is_refused(source: Path, tmp_path: Path, monkeypatch: pyt
 class full_disk:
     """`replacing`, on a device that is full."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, flush: bool) -> None:
         pass
 
     def __enter__(self) -> Path:
@@ -138,6 +138,26 @@ class full_disk:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["at once", "after a kill before the flush"])
+def test_on_disk_before_the_manifest(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    flushed: list[Path] = []
+    if again:
+        write_shards(source, tmp_path, split="0.2", samples_per_shard=10, workers=1)
+        (tmp_path / "train" / "manifest.json").unlink()
+    monkeypatch.setattr(packing, "fsync", flushed.append)
+    monkeypatch.setattr(packing, "write_manifest", lambda folder, manifest: flushed.append(folder / "manifest.json"))
+    monkeypatch.setattr(writing, "write_manifest", packing.write_manifest)
+    write_shards(source, tmp_path, split="0.2", samples_per_shard=10, workers=1)
+    manifest = flushed.index(tmp_path / "train" / "manifest.json")
+    indexes = set(tmp_path.glob("*/*.index.json"))
+    assert len(indexes) > 2
+    assert {*indexes, tmp_path / "train", tmp_path / "test"} <= set(flushed[:manifest])
+    if not again:  # a tar's temporary name, so before its index is written
+        assert sum(path.suffix == ".tar" and path.name.startswith(".") for path in flushed) == len(indexes)
 
 
 def test_full_disk_and_read_only(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
