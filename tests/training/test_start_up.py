@@ -1,0 +1,52 @@
+"""A run of full width goes on within seconds of its imports."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import make_shards, new_runtime
+
+from pipeline import config as configuration
+from pipeline import workflow
+from pipeline.data.loader import MicroBatch
+from pipeline.training.fusion import FusionStage
+
+MOST_SECONDS = 5.0
+
+
+class Begun(Exception):
+    """The first step has its batch."""
+
+
+@pytest.mark.slow
+def test_resumed_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = make_shards(tmp_path / "shards")
+
+    def config(steps: int) -> configuration.Config:
+        new_runtime(configuration.Config())  # forgets the job before
+        sets = {
+            "run_dir": tmp_path / "run",
+            "data.shards": shards,
+            "training.device": "cpu",
+            "perceptual.weights": "random",
+        }
+        sets |= {"training.pretrain_steps": 1, "training.fusion_steps": steps, "tracking.image_every": 1000}
+        sets |= {"training.global_batch_size": 2, "training.micro_batch_size": 2, "data.workers": 1}
+        return configuration.load(Path("configs/default.yaml"), [f"{name}={value}" for name, value in sets.items()])
+
+    workflow.pretrain(config(1))
+    workflow.train(config(1), None)
+    resumed = config(2)
+    began = time.perf_counter()
+
+    def step(stage: FusionStage, step: int, batch: list[MicroBatch]) -> dict[str, Any]:
+        assert step == 1 and sum(len(micro.images) for micro in batch) == 2
+        raise Begun
+
+    monkeypatch.setattr(FusionStage, "step", step)
+    with pytest.raises(Begun):
+        workflow.train(resumed, None)
+    seconds = time.perf_counter() - began
+    print(f"\n{seconds:.2f} s from the start of the command to the first step")
+    assert seconds < MOST_SECONDS
