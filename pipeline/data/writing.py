@@ -108,8 +108,7 @@ def write_shards(
         finish: write no shard, only the manifests: the last step after all parts.
 
     Raises:
-        UserError: anything wrong with the source, the options or the disk, more rejected than `max_rejected`,
-            or shards missing that `finish` needs.
+        UserError: the source, the options or the disk, more than `max_rejected`, or shards missing for `finish`.
     """
     assert not (part and finish), "a part is not the last step"
     options = _options(split, samples_per_shard, image_size, crop, quality, validate)
