@@ -1,6 +1,7 @@
 """One server forks the processes of all tests that kill them: whoever starts it decides what it has imported."""
 
 import multiprocessing
+import signal
 
 import pytest
 from running import Trained, make_trained
@@ -8,6 +9,8 @@ from running import Trained, make_trained
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["pipeline.cli", "pipeline.workflow", "pipeline.data.writing", "torch.utils.tensorboard", "torchvision.io"]
 )
+# A job in the background of a script is started deaf to Ctrl-C, and so would be all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
