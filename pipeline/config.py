@@ -108,6 +108,8 @@ class PerceptualConfig(Section):
     """`imagenet` (torchvision's, from torch's cache), a .safetensors file, or `random` (for demos and tests)."""
     feature_scale: Literal["oxford", "unit", "none"] = "unit"
     """What each tapped layer is rescaled to on real faces: Oxford's RMS, RMS 1, or nothing. See METHOD."""
+    layer_weights: tuple[Weight, Weight, Weight, Weight, Weight] = (1, 1, 1, 1, 1)
+    """What conv1_1 .. conv5_1 weigh within the style and the content term; METHOD: 1 each."""
 
 
 class PenaltyConfig(Section):

@@ -244,6 +244,9 @@ def test_weighted_total() -> None:
         losses.weighted_total(terms, {"style": 0.5, "content": 7.0, "extra": 1.0})
 
 
+LAYER_WEIGHTS = (1.0, 10.0, 40.0, 2.0, 0.5)
+
+
 class FewFeatures(nn.Module):
     """Stands for P: five layers of few channels, the first three finer."""
 
@@ -266,6 +269,7 @@ def stage() -> FusionStage:
     stage.perceptual = FewFeatures().double().requires_grad_(False)  # type: ignore[assignment]
     stage.runtime = SimpleNamespace(autocast=nullcontext)  # type: ignore[assignment]
     stage.owners = latents.owner_matrix("layerwise", 5, 5).double()
+    stage.layer_weights = LAYER_WEIGHTS
     return stage
 
 
@@ -281,13 +285,14 @@ def separately(stage: FusionStage, model: FusionAutoencoder, a: Tensor, b: Tenso
     flat = lam.flatten(1).numpy()
     r = np.where((flat == 1).all(1), l1(c, na), np.where((flat == 0).all(1), l1(c, nb), 0.0))
     owner = {layer: lam[:, n].numpy() for n, layer in enumerate(LAYERS)}
+    weight = dict(zip(LAYERS, LAYER_WEIGHTS, strict=True))
     style, content = np.zeros(len(a)), np.zeros(len(a))
     for layer in STYLE_LAYERS:
         grams = [gram(f) for f in features[layer]]
-        style += toward(mean_square, *grams, owner[layer].reshape(len(a), -1).mean(1))
+        style += weight[layer] * toward(mean_square, *grams, owner[layer].reshape(len(a), -1).mean(1))
     for layer in CONTENT_LAYERS:
         spatial = owner[layer].reshape(len(a), *(lam.shape[2:] or (1, 1)))
-        content += content_at(*features[layer], spatial)
+        content += weight[layer] * content_at(*features[layer], spatial)
     return {
         "adversarial": -stage.critic.score(fused).numpy(),
         "content": content,
@@ -316,6 +321,6 @@ def test_rolled_pairing_equals_separate_pairs(stage: FusionStage, spatial: bool)
         np.testing.assert_allclose(terms[name].mean().item(), values.mean(), rtol=1e-9, err_msg=name)
     for name in ("adversarial", "content", "style"):  # these agree image by image
         np.testing.assert_allclose(terms[name].numpy(), expected[name], rtol=1e-9, err_msg=name)
-    layers = torch.stack(list(per_layer.values())).sum(0)
+    layers = sum(weight * term for weight, term in zip(LAYER_WEIGHTS, per_layer.values(), strict=True))
     torch.testing.assert_close(layers, terms["content"] + terms["style"])
     assert list(per_layer) == [f"loss_layer/{layer}" for layer in LAYERS]

@@ -48,9 +48,10 @@ class LiteralStage:
                 of_a, of_b = self.fusion.perceptual(a), self.fusion.perceptual(b)
             of_c = self.fusion.perceptual(fused)
         perceptual = {"style": torch.zeros_like(scores), "content": torch.zeros_like(scores)}
-        for number, (layer, features) in enumerate(zip(LAYERS, zip(of_c, of_a, of_b, strict=True), strict=True)):
+        layers = zip(LAYERS, self.fusion.layer_weights, of_c, of_a, of_b, strict=True)
+        for number, (layer, weight, *features) in enumerate(layers):
             kind = "style" if layer in STYLE_LAYERS else "content"
-            perceptual[kind] = perceptual[kind] + getattr(losses, kind)(*features, lambda_[:, number])
+            perceptual[kind] = perceptual[kind] + weight * getattr(losses, kind)(*features, lambda_[:, number])
         terms = {
             "adversarial": losses.adversarial_generator(scores),
             **perceptual,

@@ -61,7 +61,7 @@ class FusionStage:
             "discriminator": self.runtime.optimizer(self.critic, config.optimizer),
         }
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
-        self.weights = config.loss_weights.model_dump()
+        self.weights, self.layer_weights = config.loss_weights.model_dump(), config.perceptual.layer_weights
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
         ).to(self.runtime.device)
@@ -141,16 +141,17 @@ class FusionStage:
             features = self.perceptual(fused)
         content, style = torch.zeros_like(scores), torch.zeros_like(scores)
         per_layer = {}
-        for layer, feature, feature_a, owner in zip(
-            LAYERS, features, features_a, latents.layer_lambdas(lambda_, self.owners).unbind(1), strict=True
+        owners = latents.layer_lambdas(lambda_, self.owners).unbind(1)
+        for layer, weight, feature, feature_a, owner in zip(
+            LAYERS, self.layer_weights, features, features_a, owners, strict=True
         ):
             if layer in STYLE_LAYERS:
                 by_image = owner.flatten(1).mean(1) if owner.dim() > 1 else owner
                 term = losses.style(feature, feature_a, rolled(feature_a), by_image)
-                style = style + term
+                style = style + weight * term
             else:
                 term = losses.content(feature, feature_a, rolled(feature_a), owner)
-                content = content + term
+                content = content + weight * term
             per_layer[f"loss_layer/{layer}"] = term
         # (7) and (9): B' is A' rolled, so over the batch both halves of the sum are alike.
         endpoints = _endpoint_reconstruction(fused, images, lambda_)

@@ -16,6 +16,7 @@ from pipeline.training.fusion import FusionStage, Inputs
 WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
 READINGS = {
     "layerwise": ("model.elements=5",),
+    "layer weights": ("perceptual.layer_weights=[1,10,40,0.5,0]",),
     "shared": ("fusion.reading=shared", "model.elements=3"),
     "map": ("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
     "endpoints": ("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
@@ -99,12 +100,13 @@ def expected_terms(
         style, content = torch.zeros(()), torch.zeros(())
         for number in range(5):
             at_a, at_b, at_c = features_real[number][i], features_real[number][i - 1], features_fused[number][i]
+            weight = stage.layer_weights[number]
             if number < 3:
                 to_a, to_b = (gram(at_c) - gram(at_a)).square().mean(), (gram(at_c) - gram(at_b)).square().mean()
-                style = style + layer[number] * to_a + (1 - layer[number]) * to_b
+                style = style + weight * (layer[number] * to_a + (1 - layer[number]) * to_b)
             else:
                 to_a, to_b = (at_c - at_a).square().mean(), (at_c - at_b).square().mean()
-                content = content + layer[number] * to_a + (1 - layer[number]) * to_b
+                content = content + weight * (layer[number] * to_a + (1 - layer[number]) * to_b)
         r = torch.zeros(())
         if bool((lambda_[i] == 1).all()):
             r = (c - a).abs().mean()
