@@ -62,8 +62,9 @@ def portraits(faces: Faces, perceptual: PerceptualNetwork, eye: Eye, pairs: int)
             lambda_ = torch.full((bundle.elements,), 0.5, device=z.device)
             fused = bundle.model.fuse_latents(z[1 : count + 1], z[:count], lambda_)
             features = perceptual(fused)
-            found = half_way(fused, shown[1 : count + 1], shown[:count])
-            found |= detours(perceptual_point(features), points[1 : count + 1], points[:count])
+            a, b = slice(1, count + 1), slice(count)
+            found = half_way(fused, shown[a], shown[b], images[a], images[b])
+            found |= detours(perceptual_point(features), points[a], points[b])
             _extend(columns["pairs"], found | {"seen": eye.see(fused, features)})
     every, fused_pairs = ({name: torch.cat(parts).cpu() for name, parts in each.items()} for each in columns.values())
     reconstructed, fused_features = every.pop("seen"), fused_pairs.pop("seen")
@@ -72,7 +73,10 @@ def portraits(faces: Faces, perceptual: PerceptualNetwork, eye: Eye, pairs: int)
 
 
 def fidelity(images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
-    """How well faces are reconstructed, per image: (B, 3, S, S) in [-1, 1] twice -> name -> (B,)."""
+    """How well faces are reconstructed, per image: (B, 3, S, S) in [-1, 1] twice -> name -> (B,).
+
+    `sharpness` is the total variation (8) of A' over that of A.
+    """
     psnr = [peak_signal_noise_ratio(x, y, DATA_RANGE) for x, y in zip(reconstructions, images, strict=True)]
     ssim = structural_similarity_index_measure(reconstructions, images, data_range=DATA_RANGE, reduction="none")
     assert isinstance(ssim, Tensor), "a pair only where the whole map is asked for"
@@ -81,29 +85,36 @@ def fidelity(images: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         "MSE": (reconstructions - images).square().mean(dim=(1, 2, 3)),
         "PSNR": torch.stack(psnr),
         "SSIM": ssim.reshape(len(images)),
+        "sharpness": _over(losses.total_variation(reconstructions), losses.total_variation(images)),
     }
 
 
-def half_way(fused: Tensor, shown_a: Tensor, shown_b: Tensor) -> dict[str, Tensor]:
+def half_way(fused: Tensor, shown_a: Tensor, shown_b: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """Whether C at lambda = 0.5 is a face or a double exposure, per pair.
 
     Args:
-        fused, shown_a, shown_b: C, A' and B', (B, 3, S, S) in [-1, 1].
+        fused, shown_a, shown_b, a, b: C, A', B', A and B, (B, 3, S, S) in [-1, 1].
 
     Returns:
         ghost: 1 where C is the pixels' mean of A' and B'; 0 or less where it is as far from it as A' and B' are.
         sharpness: total variation (8) of C over the mean of those of A' and B'; 1: as sharp as they are, 0.5: what
             the pixels' mean of unrelated edges has.
+        sharpness_photographs: the same over the mean of A and B, which does not gain where A' and B' are soft.
     """
     exposure = (shown_a + shown_b) / 2
     away = (fused - exposure).square().mean(dim=(1, 2, 3)).sqrt()
     apart = (shown_a - exposure).square().mean(dim=(1, 2, 3)).sqrt()
-    edges = (losses.total_variation(shown_a) + losses.total_variation(shown_b)) / 2
-    tiny = torch.finfo(apart.dtype).tiny  # A' = B': everything is 0, and so is the ratio
+    edges, edges_a, edges_b, in_a, in_b = map(losses.total_variation, (fused, shown_a, shown_b, a, b))
     return {
-        "ghost": 1 - away / apart.clamp(min=tiny),
-        "sharpness": losses.total_variation(fused) / edges.clamp(min=tiny),
+        "ghost": 1 - _over(away, apart),
+        "sharpness": _over(edges, (edges_a + edges_b) / 2),
+        "sharpness_photographs": _over(edges, (in_a + in_b) / 2),
     }
+
+
+def _over(part: Tensor, whole: Tensor) -> Tensor:
+    """0 where both are."""
+    return part / whole.clamp(min=torch.finfo(whole.dtype).tiny)
 
 
 def detours(fused: Point, shown_a: Point, shown_b: Point) -> dict[str, Tensor]:
@@ -115,13 +126,12 @@ def detours(fused: Point, shown_a: Point, shown_b: Point) -> dict[str, Tensor]:
         balance: the shorter over the longer: 1 in the middle, 0 at an end.
     """
     to_a, to_b, apart = fused.distance(shown_a), fused.distance(shown_b), shown_a.distance(shown_b)
-    tiny = torch.finfo(apart.dtype).tiny
     longer = torch.maximum(to_a, to_b)
     return {
         "to_a": to_a,
         "to_b": to_b,
-        "detour": torch.where(apart > 0, (to_a + to_b) / apart.clamp(min=tiny), 1.0),
-        "balance": torch.where(longer > 0, torch.minimum(to_a, to_b) / longer.clamp(min=tiny), 1.0),
+        "detour": torch.where(apart > 0, _over(to_a + to_b, apart), 1.0),
+        "balance": torch.where(longer > 0, _over(torch.minimum(to_a, to_b), longer), 1.0),
     }
 
 

@@ -33,7 +33,8 @@ _ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
     (
         "reconstruction",
         "reconstruction ",
-        {name: name for name in ("L1", "MSE", "PSNR", "SSIM", "LPIPS")} | {"LPIPS_style": "LPIPS-style"},
+        {name: name for name in ("L1", "MSE", "PSNR", "SSIM", "LPIPS")}
+        | {"LPIPS_style": "LPIPS-style", "sharpness": "sharpness (1: as the photographs)"},
     ),
     (
         "realism",
@@ -51,6 +52,7 @@ _ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
         {
             "detour": "detour (1: straight)",
             "sharpness": "sharpness (1: as A', B')",
+            "sharpness_photographs": "sharpness (1: as A, B)",
             "ghost": "ghost (1: double exposure)",
         },
     ),

@@ -24,17 +24,20 @@ def test_fidelity_is_per_image() -> None:
     assert found["L1"].tolist() == pytest.approx([0, 0.5, 0])
     assert found["MSE"].tolist() == pytest.approx([0, 0.25, 0])
     assert found["PSNR"][1].item() == pytest.approx(10 * np.log10(4 / 0.25), rel=1e-5)
+    assert found["sharpness"].tolist() == pytest.approx([1, 1, 1])  # a shift has no edges
+    assert portraits.fidelity(images, images / 2)["sharpness"].tolist() == pytest.approx([0.25] * 3)
     assert found["SSIM"].tolist() == pytest.approx([1, found["SSIM"][1].item(), 1]) and found["SSIM"][1] < 0.99
 
 
 def test_a_double_exposure_is_a_ghost_and_loses_half_its_sharpness() -> None:
     a, b = stripes([2, 3, 4]), stripes([10, 11, 12])  # edges that do not touch
-    found = portraits.half_way((a + b) / 2, a, b)
+    found = portraits.half_way((a + b) / 2, a, b, 2 * a, 2 * b)
     assert found["ghost"].item() == pytest.approx(1) and found["sharpness"].item() == pytest.approx(0.5)
-    found = portraits.half_way(stripes([6, 7, 8]), a, b)
+    assert found["sharpness_photographs"].item() == pytest.approx(0.125)  # squares of differences
+    found = portraits.half_way(stripes([6, 7, 8]), a, b, a, b)
     assert found["ghost"].item() < 0.3 and found["sharpness"].item() == pytest.approx(1)
-    assert portraits.half_way(a, a, b)["ghost"].item() == pytest.approx(0, abs=1e-6)
-    assert all(torch.isfinite(value).all() for value in portraits.half_way(a, a, a).values())
+    assert portraits.half_way(a, a, b, a, b)["ghost"].item() == pytest.approx(0, abs=1e-6)
+    assert all(torch.isfinite(value).all() for value in portraits.half_way(a, a, a, a, a).values())
 
 
 def test_detours() -> None:
