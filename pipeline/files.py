@@ -37,9 +37,9 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         fsync(path.parent)
 
 
-def write_text(path: Path, text: str, *, flush: bool = True) -> None:
-    """Write `text` to `path`, whole or not at all; `flush` as in `replacing`."""
-    with replacing(path, flush=flush) as temporary:
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -65,16 +65,15 @@ class Task:
     records: tuple[Record, ...]
 
 
-def write_shard(shared: tuple[Source, Options], task: Task) -> int:
-    """Write one tar and its index; return the number of images looked at.
+def write_shard(shared: tuple[Source, Options], task: Task) -> tuple[Path, int]:
+    """Write one tar, and its index under another name; return its path and the number of images looked at.
 
-    The tar alone is flushed to disk: a shard without a whole index is written again. `flush_shards` does the rest.
+    Nothing is flushed to disk, which would keep a worker waiting: `settle_shard` and `flush_shards` do.
     """
     path = task.path
     with os_errors_named(path):
         with replacing(path, flush=False) as temporary:
             tar, rows, rejected = _write_tar(temporary, *shared, task.records)
-            fsync(temporary)
         index = {
             "schema": SCHEMA,
             "shard": path.name,
@@ -84,8 +83,27 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> int:
             "rejected": [asdict(each) for each in rejected],
         }
         columns = zip(*rows, strict=True) if rows else ((),) * len(_ROW)
-        write_index(path, index | dict(zip(_ROW, columns, strict=True)), flush=False)
-    return len(task.records)
+        text = _index_text(index | dict(zip(_ROW, columns, strict=True)))
+        _unsettled(path).write_text(text, encoding="utf-8")
+    return path, len(task.records)
+
+
+def settle_shard(path: Path) -> None:
+    """Flush a tar to disk, and only then give its index its name: where an index is, its tar is whole."""
+    with os_errors_named(path):
+        fsync(path)
+        _unsettled(path).replace(index_path(path))
+
+
+def forget_unsettled(paths: list[Path]) -> None:
+    """Remove what `write_shard` left of shards that nobody will settle; they will be written again."""
+    for path in paths:
+        _unsettled(path).unlink(missing_ok=True)
+
+
+def _unsettled(shard: Path) -> Path:
+    """The name of an index before its tar is on the disk: a leftover's."""
+    return shard.with_name(f".{shard.stem}-unsettled.tmp.index.json")
 
 
 def _write_tar(
@@ -189,10 +207,15 @@ def flush_shards(paths: list[Path]) -> None:
             list(threads.map(fsync, files))
 
 
-def write_index(shard: Path, index: dict[str, Any], *, flush: bool = True) -> None:
-    """Write the index of a shard, one line per column; `flush` as in `pipeline.files.replacing`."""
+def write_index(shard: Path, index: dict[str, Any]) -> None:
+    """Write the index of a shard."""
+    write_text(index_path(shard), _index_text(index))
+
+
+def _index_text(index: dict[str, Any]) -> str:
+    """JSON, one line per column."""
     lines = (f"{json.dumps(name)}:{json.dumps(index[name], separators=(',', ':'))}" for name in sorted(index))
-    write_text(index_path(shard), "{\n" + ",\n".join(lines) + "\n}\n", flush=flush)
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def shard_entry(shard: Path, index: dict[str, Any]) -> ShardEntry:

@@ -5,14 +5,27 @@ after any interruption, and for any number of parts. Order on disk: plan.json, t
 manifest.json of each split.
 """
 
+from collections import deque
 from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.celeba import Record, Source, open_source
-from pipeline.data.packing import Options, Task, flush_shards, reject_at_most, shard_entry, write_manifest, write_shard
+from pipeline.data.packing import (
+    FLUSHES,
+    Options,
+    Task,
+    flush_shards,
+    forget_unsettled,
+    reject_at_most,
+    settle_shard,
+    shard_entry,
+    write_manifest,
+    write_shard,
+)
 from pipeline.data.parts import (
     PLAN,
     Part,
@@ -181,11 +194,23 @@ def _write(source: Source, options: Options, tasks: list[Task], workers: int | N
 def _written_images(
     source: Source, options: Options, tasks: list[Task], workers: int | None
 ) -> Generator[None, None, None]:
-    """Yield once for each image, a shard's worth at a time."""
-    with closing(run_tasks(write_shard, (source, options), tasks, workers)) as written:
-        for images in written:
-            for _ in range(images):
-                yield
+    """Yield once for each image, a shard's worth at a time; shards are flushed while others are written."""
+    under_way: deque[Future[None]] = deque()
+    try:
+        with (
+            ThreadPoolExecutor(FLUSHES) as threads,
+            closing(run_tasks(write_shard, (source, options), tasks, workers)) as written,
+        ):
+            for path, images in written:
+                under_way.append(threads.submit(settle_shard, path))
+                while under_way and under_way[0].done():
+                    under_way.popleft().result()
+                for _ in range(images):
+                    yield
+        for flush in under_way:
+            flush.result()
+    finally:
+        forget_unsettled([task.path for task in tasks])
 
 
 def _manifests(source: Source, options: Options, tasks: dict[str, list[Task]]) -> dict[str, Manifest]:

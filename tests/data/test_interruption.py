@@ -12,7 +12,7 @@ import pytest
 from making import COUNT, REPOSITORY, hashes
 
 from pipeline.data import packing, parts, writing
-from pipeline.data.shards import load_manifest
+from pipeline.data.shards import index_path, load_manifest
 from pipeline.data.writing import write_shards
 from pipeline.errors import UserError
 
@@ -148,7 +148,12 @@ def test_on_disk_before_the_manifest(
     if again:
         write_shards(source, tmp_path, split="0.2", samples_per_shard=10, workers=1)
         (tmp_path / "train" / "manifest.json").unlink()
-    monkeypatch.setattr(packing, "fsync", flushed.append)
+
+    def fsync(path: Path) -> None:
+        assert path.suffix != ".tar" or not index_path(path).exists(), "an index says that its tar is on the disk"
+        flushed.append(path)
+
+    monkeypatch.setattr(packing, "fsync", fsync)
     monkeypatch.setattr(packing, "write_manifest", lambda folder, manifest: flushed.append(folder / "manifest.json"))
     monkeypatch.setattr(writing, "write_manifest", packing.write_manifest)
     write_shards(source, tmp_path, split="0.2", samples_per_shard=10, workers=1)
@@ -156,8 +161,8 @@ def test_on_disk_before_the_manifest(
     indexes = set(tmp_path.glob("*/*.index.json"))
     assert len(indexes) > 2
     assert {*indexes, tmp_path / "train", tmp_path / "test"} <= set(flushed[:manifest])
-    if not again:  # a tar's temporary name, so before its index is written
-        assert sum(path.suffix == ".tar" and path.name.startswith(".") for path in flushed) == len(indexes)
+    if not again:
+        assert {index_path(path) for path in flushed if path.suffix == ".tar"} == indexes
 
 
 def test_full_disk_and_read_only(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
