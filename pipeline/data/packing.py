@@ -72,6 +72,7 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> tuple[Path, int]:
     """
     path = task.path
     with os_errors_named(path):
+        index_path(path).unlink(missing_ok=True)  # of a tar that was cut: it would vouch for the new one too soon
         with replacing(path, flush=False) as temporary:
             tar, rows, rejected = _write_tar(temporary, *shared, task.records)
         index = {
