@@ -180,11 +180,14 @@ class SpeedConfig(Section):
     """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused and data.cache."""
 
     channels_last: bool | None = None
-    """Keep images and feature maps with their channels innermost, as tensor cores want them; null: on GPUs."""
+    """Keep images and feature maps with their channels innermost, as tensor cores want them; null: on GPUs, and on CPUs
+    those of the perceptual network, which gains by it there (D's penalty loses)."""
     tf32: bool = True
     """Let tensor cores round the factors of float32 products to 10 bits, where the GPU can (not a V100)."""
     cudnn_benchmark: bool = True
     """Try the convolution algorithms once and keep the fastest; a resumed run may then choose another."""
+    keep_freed_memory: bool = True
+    """On CPUs, with glibc: reuse the memory of freed tensors instead of asking the system for new pages each time."""
     compile: Literal["no", "default", "reduce-overhead"] = "no"
     """torch.compile for E, G and the perceptual network, not D (its penalty is differentiated twice);
     `reduce-overhead` also records CUDA graphs."""

@@ -5,6 +5,7 @@ ranks or weights, except `weighted_total`, which applies the weights once, by ex
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,23 @@ def gram_matrix(features: Tensor) -> Tensor:
     channels = features.shape[1]
     with torch.autocast(features.device.type, enabled=False):
         flat = wide(features).flatten(2)  # (B, C, H * W)
-        return flat @ flat.transpose(1, 2) / (channels * flat.shape[2])
+        products: Tensor = _OwnProducts.apply(flat)  # type: ignore[no-untyped-call]
+        return products / (channels * flat.shape[2])
+
+
+class _OwnProducts(torch.autograd.Function):
+    """X X^T of (B, C, n). Its gradient takes one product with X, where autograd's takes two and adds them."""
+
+    @staticmethod
+    def forward(context: Any, flat: Tensor) -> Tensor:
+        context.save_for_backward(flat)
+        return flat @ flat.transpose(1, 2)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (flat,) = context.saved_tensors
+        with torch.autocast(flat.device.type, enabled=False):
+            return (gradient + gradient.transpose(1, 2)) @ flat
 
 
 def content(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: Tensor) -> Tensor:
@@ -70,9 +87,13 @@ def style(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: Ten
     Returns:
         (B,).
     """
-    gram = gram_matrix(features)
-    to_a = (gram - gram_matrix(features_a)).square().mean(dim=(1, 2))
-    to_b = (gram - gram_matrix(features_b)).square().mean(dim=(1, 2))
+    return style_of_grams(gram_matrix(features), gram_matrix(features_a), gram_matrix(features_b), lambda_)
+
+
+def style_of_grams(gram: Tensor, gram_a: Tensor, gram_b: Tensor, lambda_: Tensor) -> Tensor:
+    """`style` where the Gram matrices, (B, C, C), are known."""
+    to_a = (gram - gram_a).square().mean(dim=(1, 2))
+    to_b = (gram - gram_b).square().mean(dim=(1, 2))
     return lambda_ * to_a + (1 - lambda_) * to_b
 
 

@@ -49,7 +49,9 @@ class FusionStage:
         self.total_steps = config.training.fusion_steps
         place = self.runtime.place
         # First of all: where its weights are missing, on one rank or all, none is left waiting in a collective.
-        self.perceptual = place(self.runtime.ranks.together(lambda: PerceptualNetwork(config.perceptual)))
+        self.perceptual = self.runtime.place_frozen(
+            self.runtime.ranks.together(lambda: PerceptualNetwork(config.perceptual))
+        )
         autoencoder = place(FusionAutoencoder(config.model))
         self.average = MovingAverage(autoencoder, config.training.ema_decay)
         self.critic = place(Discriminator(config.model, config.penalty, config.data.image_size))
@@ -147,7 +149,8 @@ class FusionStage:
         ):
             if layer in STYLE_LAYERS:
                 by_image = owner.flatten(1).mean(1) if owner.dim() > 1 else owner
-                term = losses.style(feature, feature_a, rolled(feature_a), by_image)
+                gram_a = losses.gram_matrix(feature_a)
+                term = losses.style_of_grams(losses.gram_matrix(feature), gram_a, rolled(gram_a), by_image)
                 style = style + weight * term
             else:
                 term = losses.content(feature, feature_a, rolled(feature_a), owner)

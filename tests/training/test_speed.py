@@ -1,5 +1,8 @@
 """Every lever leaves the numbers of the plain path as they are; and the host does not wait for the device."""
 
+import ctypes
+import subprocess
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from running import Trained, assert_equal_bits, batch_of, latentfuse, new_setup, tiny_arguments, tiny_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.config import ModelConfig, OptimizerConfig, PenaltyConfig
@@ -44,6 +47,7 @@ def train(stage: FusionStage, steps: int = 3) -> tuple[dict[str, Tensor], dict[s
 
 LEVERS = {
     "channels_last": ("speed.channels_last=true",),
+    "channels_last, as the device likes": ("speed.channels_last=null",),
     "fused Adam": ("optimizer.fused=true",),
     "TF32 and chosen convolutions": ("speed.tf32=true", "speed.cudnn_benchmark=true"),
     "all": ("speed.channels_last=true", "optimizer.fused=true"),
@@ -67,6 +71,37 @@ def test_the_layout_is_what_was_asked_for(trained: Trained, tmp_path: Path) -> N
     assert convolutions and all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
     (micro,) = stage.inputs(0, batch_of(stage.setup, 0))
     assert micro.images.is_contiguous(memory_format=torch.channels_last) and not micro.images.is_contiguous()
+
+
+def test_on_cpus_the_frozen_network_alone_is_channels_last(trained: Trained, tmp_path: Path) -> None:
+    def innermost(module: nn.Module) -> set[bool]:
+        wide = [p for p in module.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+        return {p.is_contiguous(memory_format=torch.channels_last) for p in wide}
+
+    stage = new_stage(trained, tmp_path)
+    assert innermost(stage.perceptual) == {True}
+    assert innermost(stage.critic) == innermost(stage.autoencoder) == {False}
+    assert innermost(new_stage(trained, tmp_path, "speed.channels_last=false").perceptual) == {False}
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc keeps memory, other libraries decide alone")
+@pytest.mark.parametrize(("keep", "most"), [(True, 600), (False, None)])
+def test_freed_memory_is_used_again(keep: bool, most: int | None) -> None:
+    """In a process of its own: 40 tensors of 8 MiB, one after another, are 80,000 pages of 4 KiB if each is new."""
+    program = f"""
+import resource, torch
+from pipeline.config import SpeedConfig, TrainingConfig
+from pipeline.training.runtime import Runtime
+Runtime(TrainingConfig(device="cpu"), SpeedConfig(keep_freed_memory={keep}))
+torch.ones(2**23)  # grows the heap once
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(40):
+    torch.ones(2**21)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    faults = int(run.stdout)
+    assert faults < most if most else faults > 5000
 
 
 @pytest.mark.slow
