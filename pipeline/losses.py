@@ -51,7 +51,8 @@ class _OwnProducts(torch.autograd.Function):
         return flat @ flat.transpose(1, 2)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        flat: Tensor
         (flat,) = context.saved_tensors
         with torch.autocast(flat.device.type, enabled=False):
             return (gradient + gradient.transpose(1, 2)) @ flat

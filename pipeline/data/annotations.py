@@ -1,5 +1,6 @@
 """CelebA's annotation files: the original `.txt` forms and the `.csv` forms of the Kaggle copy."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -17,14 +18,15 @@ class Table:
     columns: tuple[str, ...] = ()
     rows: dict[str, tuple[int, ...]] | None = None
 
-    def get(self, name: str) -> tuple[int, ...] | None:
-        """The row of an image by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
-        if not self.rows:
-            return None
-        if (row := self.rows.get(name)) is not None:
-            return row
-        base = name.rsplit("/", 1)[-1]
-        return self.rows.get(base) or self.rows.get(base.rsplit(".", 1)[0] + ".jpg")
+    def of(self, names: Iterable[str]) -> list[tuple[int, ...] | None]:
+        """Each image's row: by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
+        rows = self.rows or {}
+
+        def elsewhere(name: str) -> tuple[int, ...] | None:
+            base = name.rsplit("/", 1)[-1]
+            return rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg")
+
+        return [rows.get(name) or elsewhere(name) for name in names]
 
 
 def parse(stem: str, where: str, content: bytes) -> Table:
@@ -87,9 +89,12 @@ class _Integers(dict[str, int]):
 def _rows(
     where: str, lines: list[str], start: int, columns: tuple[str, ...], separator: str | None
 ) -> dict[str, tuple[int, ...]]:
-    rows: dict[str, tuple[int, ...]] = {}
-    integers = _Integers()
-    for number, line in enumerate(lines[start:], start + 1):
+    lines = lines[start:]
+    rows = _well_formed(lines, columns, separator)
+    if rows is not None:
+        return rows
+    rows, integers = {}, _Integers()
+    for number, line in enumerate(lines, start + 1):
         if not line.strip():
             continue
         name, *cells = line.split(separator)
@@ -103,6 +108,23 @@ def _rows(
             raise UserError(f"{where}:{number}: {name} is listed twice")
         rows[name] = values
     return rows
+
+
+def _well_formed(
+    lines: list[str], columns: tuple[str, ...], separator: str | None
+) -> dict[str, tuple[int, ...]] | None:
+    """The rows, all cells at once; None where a line is empty or malformed: one by one finds which."""
+    cells = (separator or " ").join(lines).split(separator)
+    names = cells[:: len(columns) + 1]
+    if len(cells) != len(lines) * (len(columns) + 1) or not all(map(str.startswith, lines, names)):
+        return None
+    del cells[:: len(columns) + 1]
+    values = map(_Integers().__getitem__, cells)
+    try:
+        rows = dict(zip(names, zip(*[values] * len(columns), strict=True), strict=True))
+    except ValueError:
+        return None
+    return rows if len(rows) == len(lines) else None
 
 
 def _check(stem: str, where: str, table: Table) -> None:

@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 _LOCAL_HEADER_BYTES = 30
 _LIKELY_EXTRA_BYTES = 64
 """Read beyond a member's header and name at once: there the local extra field is."""
-_MEMBER = struct.Struct("<4s4B4HL2L5H2L")
+_MEMBER = struct.Struct("<4s2xBx2H4x3L3H8xL")
 _END = struct.Struct("<4s4H2LH")
 _END_64, _LOCATOR_64 = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
 _LONGEST_COMMENT = 0xFFFF
@@ -101,17 +101,17 @@ def _directory(path: Path) -> list[_Member] | None:
     while position < len(content):
         if len(content) - position < _MEMBER.size:
             return None
-        fields = _MEMBER.unpack_from(content, position)
-        signature, version, flags, method = fields[0], fields[3], fields[5], fields[6]
-        crc32, compressed, size, *lengths = fields[9:15]
-        offset, start = fields[18], position + _MEMBER.size
-        name = content[start : start + lengths[0]]
+        (signature, version, flags, method, crc32, compressed, size, of_name, of_extra, of_comment, offset) = (
+            _MEMBER.unpack_from(content, position)
+        )
+        start = position + _MEMBER.size
+        name = content[start : start + of_name]
         in_64_bits = _IN_64_BITS in (compressed, size, offset)
         if signature != b"PK\x01\x02" or version > _NEWEST_VERSION or in_64_bits or b"\0" in name:
             return None
         text = name.decode("ascii" if name.isascii() else "utf-8" if flags & _UTF_8 else "cp437")
         members.append((text, flags, method, crc32, compressed, size, offset))
-        position = start + sum(lengths)
+        position = start + of_name + of_extra + of_comment
     return members if position == len(content) else None
 
 

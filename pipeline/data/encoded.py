@@ -3,6 +3,7 @@
 import io
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -26,8 +27,7 @@ class ImageRejected(Exception):
     """Why an image cannot be used, in a few words."""
 
 
-@dataclass(frozen=True)
-class EncodedImage:
+class EncodedImage(NamedTuple):
     """Image bytes that decode; `width` and `height` in pixels, as displayed (EXIF orientation applied)."""
 
     data: bytes

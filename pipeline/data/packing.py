@@ -22,6 +22,7 @@ from pipeline.data.shards import (
     ShardEntry,
     index_path,
     os_errors_named,
+    read_index,
 )
 from pipeline.data.tar import BLOCK, ending, header, padding
 from pipeline.errors import UserError
@@ -65,8 +66,23 @@ class Task:
     records: tuple[Record, ...]
 
 
-def write_shard(shared: tuple[Source, Options], task: Task) -> tuple[Path, int]:
-    """Write one tar, and its index under another name; return its path and the number of images looked at.
+@dataclass(frozen=True)
+class Packed:
+    """What the manifest says of one shard."""
+
+    path: Path
+    entry: ShardEntry
+    rejected: tuple[Rejected, ...]
+
+
+def packed(path: Path) -> Packed:
+    """Of a shard that is on disk, from its index."""
+    index = read_index(path)
+    return Packed(path, shard_entry(path, index), tuple(Rejected(**each) for each in index["rejected"]))
+
+
+def write_shard(shared: tuple[Source, Options], task: Task) -> Packed:
+    """Write one tar, and its index under another name.
 
     Nothing is flushed to disk, which would keep a worker waiting: `settle_shard` and `flush_shards` do.
     """
@@ -84,9 +100,9 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> tuple[Path, int]:
             "rejected": [asdict(each) for each in rejected],
         }
         columns = zip(*rows, strict=True) if rows else ((),) * len(_ROW)
-        text = _index_text(index | dict(zip(_ROW, columns, strict=True)))
-        _unsettled(path).write_text(text, encoding="utf-8")
-    return path, len(task.records)
+        text = _index_text(index | dict(zip(_ROW, columns, strict=True))).encode()
+        _unsettled(path).write_bytes(text)
+    return Packed(path, _entry(path, index, hashlib.sha256(text).hexdigest()), tuple(rejected))
 
 
 def settle_shard(path: Path) -> None:
@@ -221,7 +237,11 @@ def _index_text(index: dict[str, Any]) -> str:
 
 def shard_entry(shard: Path, index: dict[str, Any]) -> ShardEntry:
     """The manifest's line for a shard whose index is on disk."""
-    return ShardEntry(shard.name, index["samples"], index["bytes"], index["sha256"], sha256(index_path(shard)))
+    return _entry(shard, index, sha256(index_path(shard)))
+
+
+def _entry(shard: Path, index: dict[str, Any], index_sha256: str) -> ShardEntry:
+    return ShardEntry(shard.name, index["samples"], index["bytes"], index["sha256"], index_sha256)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

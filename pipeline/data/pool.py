@@ -4,6 +4,7 @@ A signal to the whole group, as Ctrl-C and SLURM send it, is for the parent: wor
 tells them through a pipe. A pipe, because a worker that is killed may take the lock of an Event with it.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,7 @@ def run_tasks(
 def _start(function: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any], stop: Connection) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()  # what the parent has made is no garbage of this worker's
     _worker.update(function=function, shared=shared, tasks=tasks, stop=stop, busy=threading.Lock())
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

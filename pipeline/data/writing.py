@@ -17,12 +17,13 @@ from pipeline.data.celeba import Record, Source, open_source
 from pipeline.data.packing import (
     FLUSHES,
     Options,
+    Packed,
     Task,
     flush_shards,
     forget_unsettled,
+    packed,
     reject_at_most,
     settle_shard,
-    shard_entry,
     write_manifest,
     write_shard,
 )
@@ -141,13 +142,13 @@ def write_shards(
             remove_leftovers(out, own, only_shards=part is not None)
             if part and unfinished:
                 note_parts(out, part)
-            _write(opened, options, unfinished, workers)
+            new = _write(opened, options, unfinished, workers)
             flush_shards([task.path for task in in_a_row(own)])
-            manifests = _manifests(opened, options, own)
+            manifests = _manifests(opened, options, own, new)
             reject_at_most(tuple(each for manifest in manifests.values() for each in manifest.rejected), max_rejected)
             if not part:
                 _write_manifests(out, manifests)
-            return _summary(out, manifests, {task.path for task in unfinished}, part)
+            return _summary(out, manifests, set(new), part)
 
 
 def _options(
@@ -184,47 +185,46 @@ def _is_finished(path: Path) -> bool:
         return False
 
 
-def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> None:
-    total = sum(len(task.records) for task in tasks)
-    with closing(_written_images(source, options, tasks, workers)) as images:
-        for _ in progress(images, "images", total):
-            pass
+def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> dict[Path, Packed]:
+    with closing(_settled_shards(source, options, tasks, workers)) as shards:
+        return {shard.path: shard for shard in progress(shards, "shards", len(tasks))}
 
 
-def _written_images(
+def _settled_shards(
     source: Source, options: Options, tasks: list[Task], workers: int | None
-) -> Generator[None, None, None]:
-    """Yield once for each image, a shard's worth at a time; shards are flushed while others are written."""
+) -> Generator[Packed, None, None]:
+    """Write these shards; they are flushed while others are written, and all are at the end."""
     under_way: deque[Future[None]] = deque()
     try:
         with (
             ThreadPoolExecutor(FLUSHES) as threads,
             closing(run_tasks(write_shard, (source, options), tasks, workers)) as written,
         ):
-            for path, images in written:
-                under_way.append(threads.submit(settle_shard, path))
+            for shard in written:
+                under_way.append(threads.submit(settle_shard, shard.path))
                 while under_way and under_way[0].done():
                     under_way.popleft().result()
-                for _ in range(images):
-                    yield
+                yield shard
         for flush in under_way:
             flush.result()
     finally:
         forget_unsettled([task.path for task in tasks])
 
 
-def _manifests(source: Source, options: Options, tasks: dict[str, list[Task]]) -> dict[str, Manifest]:
-    """Gather the indexes of these shards, which are all written."""
+def _manifests(
+    source: Source, options: Options, tasks: dict[str, list[Task]], new: dict[Path, Packed]
+) -> dict[str, Manifest]:
+    """Gather what is known of these shards, which are all written."""
     manifests = {}
-    for name, shards in tasks.items():
-        indexes = [read_index(task.path) for task in shards]
+    for name, own in tasks.items():
+        shards = [new.get(task.path) or packed(task.path) for task in own]
         manifests[name] = Manifest(
             "written",
             name,
             source.fingerprint,
             options.as_dict(),
-            tuple(shard_entry(task.path, index) for task, index in zip(shards, indexes, strict=True)),
-            tuple(Rejected(**each) for index in indexes for each in index["rejected"]),
+            tuple(shard.entry for shard in shards),
+            tuple(rejected for shard in shards for rejected in shard.rejected),
         )
     return manifests
 

@@ -84,7 +84,9 @@ def test_on_cpus_the_frozen_network_alone_is_channels_last(trained: Trained, tmp
     assert innermost(new_stage(trained, tmp_path, "speed.channels_last=false").perceptual) == {False}
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc keeps memory, other libraries decide alone")
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc keeps memory, other libraries decide alone"
+)
 @pytest.mark.parametrize(("keep", "most"), [(True, 600), (False, None)])
 def test_freed_memory_is_used_again(keep: bool, most: int | None) -> None:
     """In a process of its own: 40 tensors of 8 MiB, one after another, are 80,000 pages of 4 KiB if each is new."""
