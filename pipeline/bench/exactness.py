@@ -25,7 +25,7 @@ def errors(setup: Setup, batch: list[MicroBatch]) -> dict[str, float]:
         Of every loss term; and of the gradients, the norm of the difference over the norm.
     """
     images, start = batch[0].images[:IMAGES], batch[0].place.start
-    few = [MicroBatch(images, slice(start, start + len(images)), ())]
+    few = [MicroBatch(images, slice(start, start + len(images)))]
     stage = FusionStage(setup, setup.config.run_dir)
     with _plain_and_double(setup):
         reference = FusionStage(setup, setup.config.run_dir)

@@ -2,11 +2,10 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from copy import copy
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipeline import images
 from pipeline.config import DataConfig
 from pipeline.data.cache import one_thread
-from pipeline.data.loader import FaceImages, Wanted, follow_the_trainer
+from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, Wanted, follow_the_trainer
 from pipeline.data.order import Order
 from pipeline.data.shards import os_errors_named
 from pipeline.errors import UserError
+from pipeline.images import decode, fit
+from pipeline.memory import keep_freed_memory
 
 MICRO_BATCH, GLOBAL_BATCH = 16, 128
 """As in training on one device, by default."""
@@ -83,25 +83,27 @@ def measure(folder: Path, config: DataConfig, count: int) -> Report:
     faces = FaceImages(folder, config)
     if not len(faces):
         raise UserError(f"{folder}: no images")
-    steps = max(2, -(-count // MICRO_BATCH))
+    images = GLOBAL_BATCH * max(2, -(-count // GLOBAL_BATCH))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as in training
     with tempfile.TemporaryDirectory(prefix="latentfuse-bench-") as place, one_thread():  # as in the loader's workers
         disk = _decoded(faces, Path(place) / "pixels.u8")
         ways: dict[str, Callable[[], float]] = {
-            "decoder": lambda: _decoder(faces, steps * MICRO_BATCH),
-            "loader": lambda: _loader(faces, steps, config.workers),
-            "loader_0": lambda: _loader(faces, steps, 0),
-            "loader_1": lambda: _loader(faces, steps, 1),
-            "webdataset": lambda: _webdataset(folder, faces, steps),
-            "disk_cache": lambda: _cache(faces, disk, 10 * steps * MICRO_BATCH),
-            "device_cache": lambda: _cache(faces, on_device, 10 * steps * MICRO_BATCH),
+            "decoder": lambda: _decoder(faces, images),
+            "loader": lambda: _loader(faces, images, config.workers),
+            "loader_0": lambda: _loader(faces, images, 0),
+            "loader_1": lambda: _loader(faces, images, 1),
+            "webdataset": lambda: _webdataset(folder, faces, images),
+            "disk_cache": lambda: _cache(faces, disk, 10 * images),
+            "device_cache": lambda: _cache(faces, on_device, 10 * images),
         }
         on_device = disk.to(device, copy=True)
         best = dict.fromkeys(ways, 0.0)
         for _ in range(ROUNDS):
             for name, way in ways.items():
                 best[name] = max(best[name], way())
-    return Report(config.image_size, config.workers, steps * MICRO_BATCH, _name(device), **best)
+    return Report(config.image_size, config.workers, images, _name(device), **best)
 
 
 def as_text(report: Report) -> str:
@@ -148,17 +150,17 @@ def _decoder(faces: FaceImages, count: int) -> float:
     held = [reader.read(i % len(reader))[1] for i in range(min(count, 1000))]
     began = time.perf_counter()
     for i in range(count):
-        images.fit(images.decode(held[i % len(held)], "image"), config.image_size, config.crop)
+        fit(decode(held[i % len(held)], "image"), config.image_size, config.crop)
     return count / (time.perf_counter() - began)
 
 
-def _loader(faces: FaceImages, steps: int, workers: int) -> float:
+def _loader(faces: FaceImages, count: int, workers: int) -> float:
     faces = copy(faces)
     faces.config = faces.config.model_copy(update={"workers": workers})
     order = Order(len(faces), 0, GLOBAL_BATCH, MICRO_BATCH)
-    of_one_step = len(order.slices())
-    with closing(faces.micro_batches(order, 0, 1 + (steps + _head(workers)) // of_one_step)) as batches:
-        return _rate(chain.from_iterable(batches), steps, workers)
+    head, steps = 1 + _ready(workers, GLOBAL_BATCH), count // GLOBAL_BATCH
+    with closing(faces.micro_batches(order, 0, head + steps + _ready(workers, GLOBAL_BATCH))) as batches:
+        return _rate(batches, head, steps) * GLOBAL_BATCH
 
 
 def _cache(faces: FaceImages, pixels: torch.Tensor, count: int) -> float:
@@ -180,7 +182,7 @@ def _wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _webdataset(folder: Path, faces: FaceImages, steps: int) -> float:
+def _webdataset(folder: Path, faces: FaceImages, count: int) -> float:
     tars = [str(folder / shard.file) for shard in faces.reader.index.manifest.shards]
     dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False)
     with_pillow = dataset.decode("pil").map(_Fit(faces.config)).repeat()
@@ -188,12 +190,13 @@ def _webdataset(folder: Path, faces: FaceImages, steps: int) -> float:
         with_pillow,
         batch_size=MICRO_BATCH,
         num_workers=faces.config.workers,
-        prefetch_factor=4 if faces.config.workers else None,
+        prefetch_factor=PREFETCH * BLOCK_IMAGES // MICRO_BATCH if faces.config.workers else None,
         worker_init_fn=follow_the_trainer,
     )
     batches = iter(loader)
     try:
-        return _rate(batches, steps, faces.config.workers)
+        head = 1 + _ready(faces.config.workers, MICRO_BATCH)
+        return _rate(batches, head, count // MICRO_BATCH) * MICRO_BATCH
     finally:
         getattr(batches, "_shutdown_workers", lambda: None)()
 
@@ -213,17 +216,16 @@ class _Fit:
         return np.array(picture.resize(size, Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
 
 
-def _head(workers: int) -> int:
-    """Batches that are not timed: the start of the workers, and what they have ready by then."""
-    return 1 + 5 * workers
+def _ready(workers: int, images: int) -> int:
+    """Batches of so many images that workers may have ready, rounded up, with one more for each worker."""
+    return workers * (1 + -(-PREFETCH * BLOCK_IMAGES // images))
 
 
-def _rate(batches: Iterator[Any] | Iterable[Any], steps: int, workers: int) -> float:
-    """Images per second over the batches after the first."""
-    taken = iter(batches)
-    for _ in range(_head(workers)):
-        next(taken)
+def _rate(batches: Iterator[Any], head: int, steps: int) -> float:
+    """Batches per second, without the first: the start of the workers, and what they have ready by then."""
+    for _ in range(head):
+        next(batches)
     began = time.perf_counter()
     for _ in range(steps):
-        next(taken)
-    return steps * MICRO_BATCH / (time.perf_counter() - began)
+        next(batches)
+    return steps / (time.perf_counter() - began)

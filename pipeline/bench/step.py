@@ -221,7 +221,7 @@ def random_batch(order: Order, size: int) -> list[MicroBatch]:
     shape = (order.micro_batch_size, 3, size, size)
     for place in order.slices():
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
-        micro_batches.append(MicroBatch(images.pin_memory() if torch.cuda.is_available() else images, place, ()))
+        micro_batches.append(MicroBatch(images.pin_memory() if torch.cuda.is_available() else images, place))
     return micro_batches
 
 

@@ -97,7 +97,7 @@ class StreamedFaces:
                     batch = or_raise(next(batches))
                     tolerate(batch.problems, left_out, self.config.max_bad_samples)
                     batch.images[flips[place]] = batch.images[flips[place]].flip(-1)
-                    step_batches.append(MicroBatch(batch.images, place, ()))
+                    step_batches.append(MicroBatch(batch.images, place))
                 yield step_batches
         finally:
             getattr(batches, "_shutdown_workers", lambda: None)()

@@ -3,7 +3,6 @@
 `accelerate` does the work; what it hides and what matters here is spelled out at the lines concerned.
 """
 
-import ctypes
 import math
 import os
 from collections import Counter
@@ -21,6 +20,7 @@ from pipeline import signals
 from pipeline.config import OptimizerConfig, SpeedConfig, TrainingConfig
 from pipeline.errors import UserError
 from pipeline.images import normalise
+from pipeline.memory import keep_freed_memory
 from pipeline.training.ranks import Ranks
 
 MIN_LOSS_SCALE = 1e-4
@@ -28,9 +28,6 @@ MIN_LOSS_SCALE = 1e-4
 
 COLLECTIVE_PATIENCE = timedelta(minutes=30)
 """How long a collective may wait for a rank that lives but does not come."""
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h: how much free memory goes back to the system, and how many blocks come straight from it."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -235,18 +232,6 @@ class Runtime:
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones, which then need no pages from the system.
-
-    Otherwise every large tensor is given back when it is freed, and a CPU spends a tenth to a quarter of a step on page
-    faults. For the whole process; where another allocator serves, nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def check_device(device: str, precision: str) -> None:

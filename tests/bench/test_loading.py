@@ -12,7 +12,7 @@ def test_rates_and_ratios(trained: Trained, tmp_path: Path, workers: int) -> Non
     arguments = ("bench", "loader", trained.shards / "train", "--images", "64")
     options = tiny_arguments(tmp_path / "run", trained.shards, f"data.workers={workers}")
     told = json.loads(latentfuse(*arguments, *options, "--json").out)
-    assert told["images"] == 64 and told["workers"] == workers and told["image_size"] == 32
+    assert told["images"] == 256 and told["workers"] == workers and told["image_size"] == 32
     rates = ("decoder", "loader", "loader_0", "loader_1", "webdataset", "disk_cache", "device_cache")
     assert min(told[name] for name in rates) > 10
     assert told["of_decoder"] == pytest.approx(told["loader"] / told["decoder"])
