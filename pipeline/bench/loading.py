@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.config import DataConfig
 from pipeline.data.cache import one_thread
-from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, Wanted, follow_the_trainer
+from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, follow_the_trainer
 from pipeline.data.order import Order
 from pipeline.data.shards import os_errors_named
 from pipeline.errors import UserError
@@ -141,7 +141,7 @@ def _decoded(faces: FaceImages, path: Path) -> torch.Tensor:
         stream.truncate(count * 3 * size**2)
     pixels = torch.from_file(str(path), shared=True, size=count * 3 * size**2, dtype=torch.uint8)
     pixels = pixels.view(count, 3, size, size)
-    faces.fill(pixels, Wanted(np.arange(count), np.zeros(count, bool)))
+    faces.fill(pixels, np.arange(count))
     return pixels
 
 

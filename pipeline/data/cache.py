@@ -29,7 +29,7 @@ import torchvision
 from torch import Tensor
 
 from pipeline import files
-from pipeline.data.loader import FaceImages, Loaded, Wanted, tolerate
+from pipeline.data.loader import FaceImages, Loaded, tolerate
 from pipeline.data.pool import run_tasks, stoppable
 from pipeline.data.shards import os_errors_named
 from pipeline.errors import UserError
@@ -142,8 +142,8 @@ def _send(path: Path, identity: Identity, expected: list[int], pixels: Tensor) -
 
 
 def _decode(faces: FaceImages, pixels: Tensor) -> None:
-    firsts, indices = range(0, len(faces), AT_A_TIME), np.arange(len(faces))
-    plan = (Wanted(each, np.zeros(len(each), bool)) for each in np.split(indices, firsts[1:]))
+    firsts = range(0, len(faces), AT_A_TIME)
+    plan = iter(np.split(np.arange(len(faces)), firsts[1:]))
     left_out: set[str] = set()
     with closing(faces.batches(plan, AT_A_TIME)) as batches:
         for first, batch in zip(progress(firsts, f"{AT_A_TIME} images", len(firsts)), batches, strict=True):
@@ -184,7 +184,7 @@ def _write_block(shared: tuple[FaceImages, Path], first: int) -> Block:
     bad = []
     with one_thread():  # each of the workers
         for place, index in enumerate(stoppable(range(first, first + len(pixels)))):
-            if faces.fill(pixels[place : place + 1], Wanted(np.array([index]), np.array([False]))):
+            if faces.fill(pixels[place : place + 1], np.array([index])):
                 bad.append(index)
     content = pixels.numpy().reshape(-1).data
     with os_errors_named(path), path.open("r+b") as stream:
@@ -195,14 +195,14 @@ def _write_block(shared: tuple[FaceImages, Path], first: int) -> Block:
 
 def _mended(faces: FaceImages, bad: list[int]) -> bool:
     """Whether one of the images that could not be read now can."""
-    return any(isinstance(loaded := faces[index, False], Loaded) and not loaded.problems for index in bad)
+    return any(isinstance(loaded := faces[index], Loaded) and not loaded.problems for index in bad)
 
 
 def _say_what_is_bad(faces: FaceImages, bad: list[int]) -> None:
     """Raises UserError for more than data.max_bad_samples."""
     left_out: set[str] = set()
     for index in bad:
-        loaded = faces[index, False]
+        loaded = faces[index]
         if isinstance(loaded, UserError):
             raise loaded
         tolerate(loaded.problems[:1], left_out, faces.config.max_bad_samples)

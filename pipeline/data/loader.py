@@ -30,19 +30,8 @@ PREFETCH = 2
 BLOCK_IMAGES = 64
 """Small micro-batches of a step are loaded together, up to so many images: a block costs a worker 0.6 ms."""
 
-AT_A_TIME = 16
-"""Decoded images that are gathered in one piece."""
-
-Item = tuple[int, bool]
-"""Index of an image in the split, and whether to mirror it."""
-
-
-class Wanted(NamedTuple):
-    """The images of a batch."""
-
-    indices: NDArray[np.int64]
-    flips: NDArray[np.bool_]
-    """Which of them to mirror."""
+Indices = NDArray[np.int64]
+"""The images of a batch, by their place in the split."""
 
 
 class Loaded(NamedTuple):
@@ -64,6 +53,8 @@ class MicroBatch:
     """(m, 3, S, S) uint8, in host memory, or on the device where data.cache is `device`."""
     place: slice
     """Where in the step's global batch these images are: the key of their random draws."""
+    flips: NDArray[np.bool_] | None = None
+    """(m,): which of the images training is to mirror; it does so on its device."""
     find_keys: Callable[[], tuple[str, ...]] = tuple
 
     @property
@@ -89,8 +80,7 @@ class FaceImages(Dataset[Loaded | UserError]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, item: Item) -> Loaded | UserError:
-        index, flip = item
+    def __getitem__(self, index: int) -> Loaded | UserError:
         problems: list[UserError] = []
         while len(problems) <= self.config.max_bad_samples:
             try:
@@ -98,11 +88,11 @@ class FaceImages(Dataset[Loaded | UserError]):
             except UserError as error:
                 problems.append(error)
             else:
-                return Loaded(image.flip(-1) if flip else image, tuple(map(str, problems)))
+                return Loaded(image, tuple(map(str, problems)))
         return problems[0]
 
-    def fill(self, batch: Tensor, wanted: Wanted) -> tuple[str, ...]:
-        """Read and decode the images wanted into `batch`, (m, 3, S, S) uint8.
+    def fill(self, batch: Tensor, indices: Indices) -> tuple[str, ...]:
+        """Read and decode these images into `batch`, (m, 3, S, S) uint8.
 
         Returns:
             The problems of photographs that others stand in for.
@@ -111,20 +101,17 @@ class FaceImages(Dataset[Loaded | UserError]):
             UserError: naming shard and key, for an image that cannot be read.
         """
         problems: list[str] = []
-        indices = wanted.indices.tolist()
         # Read first: decoding is slower just after a call of the system.
-        encoded = [self._encoded(index) for index in indices]
-        for place, index, flip, data in zip(batch.unbind(), indices, wanted.flips.tolist(), encoded, strict=True):
+        encoded = [(index, self._encoded(index)) for index in indices.tolist()]
+        for place, (index, data) in zip(batch.unbind(), encoded, strict=True):
             try:
                 self._image(index, place, data)
             except UserError:
-                loaded = self[index, False]
+                loaded = self[index]
                 if isinstance(loaded, UserError):
                     raise loaded from None
                 place.copy_(loaded.image)
                 problems += loaded.problems
-            if flip:
-                place.copy_(place.flip(-1))
         return tuple(problems)
 
     @property
@@ -139,7 +126,7 @@ class FaceImages(Dataset[Loaded | UserError]):
 
     def load(self, indices: list[int]) -> Tensor:
         """(len(indices), 3, S, S) in [-1, 1], read here and now."""
-        batch = or_raise(collate([self[i, False] for i in indices]))
+        batch = or_raise(collate([self[i] for i in indices]))
         if batch.problems:
             raise UserError(batch.problems[0])
         return images.normalise(batch.images)
@@ -148,13 +135,13 @@ class FaceImages(Dataset[Loaded | UserError]):
         """The first `count` images of the order, whatever the rank: (count, 3, S, S) in [-1, 1]."""
         steps = range(-(-count // order.global_batch_size))
         indices = np.concatenate([order.indices(step) for step in steps])[:count].tolist()
-        return images.normalise(or_raise(collate([self[i, False] for i in indices])).images)
+        return images.normalise(or_raise(collate([self[i] for i in indices])).images)
 
     def micro_batches(self, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
         """As the function of this name."""
         return micro_batches(self, order, first, last)
 
-    def batches(self, plan: Iterator[Wanted], largest: int) -> Generator[Batch, None, None]:
+    def batches(self, plan: Iterator[Indices], largest: int) -> Generator[Batch, None, None]:
         """One batch for each of `plan`, of `largest` images or fewer. Close it, or the workers live on.
 
         Raises:
@@ -194,48 +181,47 @@ def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> G
     slices = order.slices()
     together = max(1, BLOCK_IMAGES // order.micro_batch_size)
     blocks = [slices[start : start + together] for start in range(0, len(slices), together)]
-    drawn: dict[int, NDArray[np.int64]] = {}
+    drawn: dict[int, Indices] = {}
 
-    def plan() -> Iterator[Wanted]:
+    def plan() -> Iterator[Indices]:
         for step in range(first, last):
-            indices = drawn[step] = order.indices(step)
-            flips = order.flips(step) & dataset.config.horizontal_flip
+            drawn[step] = order.indices(step)
             for block in blocks:
-                images = slice(block[0].start, block[-1].stop)
-                yield Wanted(indices[images], flips[images])
+                yield drawn[step][block[0].start : block[-1].stop]
 
     left_out: set[str] = set()
     with closing(dataset.batches(plan(), order.micro_batch_size * len(blocks[0]))) as batches:
         for step in range(first, last):
             step_batches = []
+            flips = order.flips(step) & dataset.config.horizontal_flip
             for block in blocks:
                 batch = next(batches)
                 tolerate(batch.problems, left_out, dataset.config.max_bad_samples)
                 for place, images in zip(block, batch.images.split(order.micro_batch_size), strict=True):
                     find_keys = partial(_keys, dataset, drawn[step][place])
-                    step_batches.append(MicroBatch(images, place, find_keys))
+                    step_batches.append(MicroBatch(images, place, flips[place], find_keys))
             del drawn[step]
             yield step_batches
 
 
-def _keys(faces: FaceImages, indices: NDArray[np.int64]) -> tuple[str, ...]:
+def _keys(faces: FaceImages, indices: Indices) -> tuple[str, ...]:
     return tuple(map(faces.reader.index.key, indices.tolist()))
 
 
-def _here(faces: FaceImages, plan: Iterator[Wanted]) -> Generator[Batch, None, None]:
-    for wanted in plan:
-        images = _memory(len(wanted.indices), faces.config.image_size)
-        yield Batch(images, faces.fill(images, wanted))
+def _here(faces: FaceImages, plan: Iterator[Indices]) -> Generator[Batch, None, None]:
+    for indices in plan:
+        images = _memory(len(indices), faces.config.image_size)
+        yield Batch(images, faces.fill(images, indices))
 
 
-def _by_workers(faces: FaceImages, plan: Iterator[Wanted], largest: int) -> Generator[Batch, None, None]:
+def _by_workers(faces: FaceImages, plan: Iterator[Indices], largest: int) -> Generator[Batch, None, None]:
     """Workers write into shared memory that was made once: as much again for every batch takes 40 us per image."""
     workers, size = faces.config.workers, faces.config.image_size
     # The loader asks for that many batches ahead of the one it hands out, which is copied before the next.
     slots = torch.empty((PREFETCH * workers + 1, largest, 3, size, size), dtype=torch.uint8).share_memory_()
     loader = DataLoader(
         _Slots(faces, slots),
-        batch_sampler=([number % len(slots), wanted] for number, wanted in enumerate(plan)),
+        batch_sampler=([number % len(slots), indices] for number, indices in enumerate(plan)),
         num_workers=workers,
         collate_fn=_as_it_is,
         prefetch_factor=PREFETCH,
@@ -262,10 +248,10 @@ class _Slots(Dataset[Any]):
 
     def __getitems__(self, task: list[Any]) -> tuple[int, tuple[str, ...]] | UserError:
         """The number of images, and problems. Raised in a worker, an error would lose its one line."""
-        slot, wanted = task
-        count = len(wanted.indices)
+        slot, indices = task
+        count = len(indices)
         try:
-            return count, self.faces.fill(self.slots[slot, :count], wanted)
+            return count, self.faces.fill(self.slots[slot, :count], indices)
         except UserError as error:
             return error
 
@@ -274,30 +260,13 @@ def _as_it_is(filled: Any) -> Any:
     return filled
 
 
-def _gathered(pixels: Tensor, plan: Iterator[Wanted]) -> Generator[Batch, None, None]:
-    """Batches of images that are decoded already, where those are."""
-    gather = _gather_in_memory if pixels.device.type == "cpu" else _gather_on_device
-    for wanted in plan:
-        yield Batch(gather(pixels, *map(torch.from_numpy, wanted)), ())
-
-
-def _gather_in_memory(pixels: Tensor, indices: Tensor, flips: Tensor) -> Tensor:
-    images = _memory(len(indices), pixels.shape[-1])
-    # Few enough at a time that those to mirror are still in the processor's cache.
-    for some, which, mirrored in zip(
-        images.split(AT_A_TIME), indices.split(AT_A_TIME), flips.split(AT_A_TIME), strict=True
-    ):
-        torch.index_select(pixels, 0, which, out=some)
-        for place in mirrored.nonzero()[:, 0].tolist():
-            some[place].copy_(some[place].flip(-1))
-    return images
-
-
-def _gather_on_device(pixels: Tensor, indices: Tensor, flips: Tensor) -> Tensor:
-    """Nothing here waits for a GPU."""
-    indices, flips = (each.pin_memory().to(pixels.device, non_blocking=True) for each in (indices, flips))
-    images = pixels.index_select(0, indices)
-    return torch.where(flips[:, None, None, None], images.flip(-1), images)
+def _gathered(pixels: Tensor, plan: Iterator[Indices]) -> Generator[Batch, None, None]:
+    """Batches of images that are decoded already, where those are; nothing here waits for a GPU."""
+    for indices in map(torch.from_numpy, plan):
+        if pixels.device.type == "cpu":
+            yield Batch(torch.index_select(pixels, 0, indices, out=_memory(len(indices), pixels.shape[-1])), ())
+        else:
+            yield Batch(pixels.index_select(0, indices.pin_memory().to(pixels.device, non_blocking=True)), ())
 
 
 def _memory(count: int, size: int) -> Tensor:

@@ -91,13 +91,12 @@ class StreamedFaces:
         left_out: set[str] = set()
         try:
             for step in range(first, last):
-                flips = torch.from_numpy(order.flips(step) & self.config.horizontal_flip)
+                flips = order.flips(step) & self.config.horizontal_flip
                 step_batches = []
                 for place in order.slices():
                     batch = or_raise(next(batches))
                     tolerate(batch.problems, left_out, self.config.max_bad_samples)
-                    batch.images[flips[place]] = batch.images[flips[place]].flip(-1)
-                    step_batches.append(MicroBatch(batch.images, place))
+                    step_batches.append(MicroBatch(batch.images, place, flips[place]))
                 yield step_batches
         finally:
             getattr(batches, "_shutdown_workers", lambda: None)()

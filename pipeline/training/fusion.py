@@ -174,7 +174,7 @@ class FusionStage:
         position = torch.from_numpy(generator(config.seed, Stream.PENALTY, step).random(size, dtype="float32"))
         return [
             Inputs(
-                runtime.images(micro.images),
+                runtime.images(micro),
                 runtime.numbers(lambda_[micro.place]),
                 runtime.numbers(position[micro.place]),
             )

@@ -36,7 +36,7 @@ class PretrainStage:
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         total = torch.zeros((), device=self.runtime.device)
         for place, micro in enumerate(batch, 1):
-            images = self.runtime.images(micro.images)
+            images = self.runtime.images(micro)
             with self.runtime.accumulating(self.autoencoder, more=place < len(batch)):
                 output = self.autoencoder(images)
                 loss = losses.reconstruction(output.reconstruction, images).mean() / len(batch)

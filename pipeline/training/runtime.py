@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pipeline import signals
 from pipeline.config import OptimizerConfig, SpeedConfig, TrainingConfig
+from pipeline.data.loader import MicroBatch
 from pipeline.errors import UserError
 from pipeline.images import normalise
 from pipeline.memory import keep_freed_memory
@@ -106,14 +107,19 @@ class Runtime:
             for module in modules:
                 module.compile(mode=self.speed.compile, dynamic=False)
 
-    def images(self, images: Tensor) -> Tensor:
-        """(m, 3, S, S) uint8 in host memory or on the device -> in [-1, 1] on the device, without waiting for it."""
-        sent = images.to(self.device, non_blocking=True)
+    def images(self, batch: MicroBatch) -> Tensor:
+        """(m, 3, S, S) in [-1, 1] on the device, mirrored where the batch says so, without waiting for a GPU."""
+        sent = batch.images.to(self.device, non_blocking=True)
+        if batch.flips is not None:
+            flips = self._sent(torch.from_numpy(batch.flips))
+            sent = torch.where(flips[:, None, None, None], sent.flip(-1), sent)
         return normalise(sent).to(memory_format=self.memory_format)
 
     def numbers(self, values: Tensor) -> Tensor:
         """Small numbers from the host -> torch's default dtype on the device, without waiting for it."""
-        values = values.to(torch.get_default_dtype())
+        return self._sent(values.to(torch.get_default_dtype()))
+
+    def _sent(self, values: Tensor) -> Tensor:
         if self.device.type == "cuda":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)

@@ -55,6 +55,7 @@ def assert_same(one: list[list[MicroBatch]], other: list[list[MicroBatch]]) -> N
     for a, b in zip(one, other, strict=True):
         assert [micro.keys for micro in a] == [micro.keys for micro in b]
         assert [micro.place for micro in a] == [micro.place for micro in b]
+        assert np.array_equal([micro.flips for micro in a], [micro.flips for micro in b])
         assert all(torch.equal(x.images, y.images) for x, y in zip(a, b, strict=True))
 
 
@@ -75,23 +76,20 @@ def test_the_same_batches_as_without(source: Path, tmp_path: Path, kind: Kind, c
     )  # type: ignore[index]
 
 
-def test_large_batches_are_gathered_in_pieces(folder: Path, tmp_path: Path) -> None:
+def test_large_batches(folder: Path, tmp_path: Path) -> None:
     order = Order(18, 0, global_batch_size=50, micro_batch_size=50)
     one, other = held(folder, "disk", tmp_path / "cache"), opened(folder)
     assert_same(list(one.micro_batches(order, 0, 2)), list(other.micro_batches(order, 0, 2)))
 
 
-def test_what_a_device_would_do(folder: Path, tmp_path: Path) -> None:
+def test_the_device_cache_is_gathered_from(folder: Path, tmp_path: Path) -> None:
     from pipeline.data import loader
 
     faces = held(folder, "device", tmp_path / "cache")
     assert faces.pixels is not None and not (tmp_path / "cache").exists()
-    indices, flips = torch.tensor([4, 4, 17, 0]), torch.tensor([True, False, True, False])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-        there = loader._gather_on_device(faces.pixels, indices, flips)
-    assert torch.equal(there, loader._gather_in_memory(faces.pixels, indices, flips))
-    assert torch.equal(there[0], there[1].flip(-1)) and torch.equal(there[3], faces.pixels[0])
+    indices = np.array([4, 4, 17, 0])
+    (here,) = loader._gathered(faces.pixels, iter([indices]))
+    assert torch.equal(here.images, faces.pixels[indices])
 
 
 def test_a_finished_cache_is_only_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +113,7 @@ def test_other_pixels_are_another_file(folder: Path, tmp_path: Path) -> None:
     faces = opened(folder, crop=30)
     cache.hold(faces, "disk", tmp_path / "cache", CPU)
     assert len(list((tmp_path / "cache").glob("*.u8"))) == 2
-    assert torch.equal(faces.pixels[3], opened(folder, crop=30)[3, False].image)  # type: ignore[index, union-attr]
+    assert torch.equal(faces.pixels[3], opened(folder, crop=30)[3].image)  # type: ignore[index, union-attr]
 
 
 def cut(pixels: Path, sidecar: Path) -> None:
@@ -192,7 +190,7 @@ def test_as_many_as_allowed_are_replaced(
         held(folder, kind, tmp_path / "cache")
     mend()
     again = held(folder, kind, tmp_path / "cache", max_bad_samples=2)
-    assert torch.equal(again.pixels[7], opened(folder)[7, False].image)  # type: ignore[index, union-attr]
+    assert torch.equal(again.pixels[7], opened(folder)[7].image)  # type: ignore[index, union-attr]
 
 
 def hold_in_child(shards: Path, folder: Path, mark: Path, slowly: bool) -> None:

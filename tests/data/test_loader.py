@@ -46,10 +46,9 @@ def test_one_image(folder: Path, crop: int | None) -> None:
     faces = dataset(folder, crop=crop)
     assert len(faces) == 18
     for index in (0, 17):
-        image = image_of(faces[index, False])
+        image = image_of(faces[index])
         assert image.shape == (3, 32, 32)
         assert np.abs(image.numpy().astype(int) - with_pillow(folder, index, crop or 40)).max() <= 4
-        assert torch.equal(image_of(faces[index, True]), image.flip(2))
 
 
 def test_load_scales(folder: Path) -> None:
@@ -70,7 +69,7 @@ def test_images_come_in_the_global_order(folder: Path, workers: int) -> None:
             assert micro.images.shape == (3, 3, 32, 32) and micro.images.dtype == torch.uint8
             assert micro.keys == tuple(faces.reader.index.key(i) for i in expected[micro.place])
             assert torch.equal(
-                micro.images, torch.stack([image_of(faces[int(i), False]) for i in expected[micro.place]])
+                micro.images, torch.stack([image_of(faces[int(i)]) for i in expected[micro.place]])
             )
 
 
@@ -88,10 +87,12 @@ def test_flips_follow_the_order(folder: Path) -> None:
     for step, batch in enumerate(micro_batches(mirrored, order(), 0, 2)):
         for micro in batch:
             indices, flips = order().indices(step)[micro.place], order().flips(step)[micro.place]
-            for image, index, flip in zip(micro.images, indices, flips, strict=True):
-                assert torch.equal(image, image_of(plain[int(index), bool(flip)]))
-                seen.append(bool(flip))
+            assert micro.flips is not None and np.array_equal(micro.flips, flips)
+            for image, index in zip(micro.images, indices, strict=True):
+                assert torch.equal(image, image_of(plain[int(index)])), "training mirrors them"
+            seen += flips.tolist()
     assert True in seen and False in seen
+    assert not any(micro.flips is None or micro.flips.any() for micro in next(micro_batches(plain, order(), 0, 1)))
 
 
 def test_no_steps(folder: Path) -> None:
@@ -160,7 +161,7 @@ def test_as_many_bad_samples_as_allowed_are_replaced_and_named(
         for micro in batch:
             for image, index in zip(micro.images, order().indices(step)[micro.place], strict=True):
                 stands_in = {3: 5, 4: 5, 17: 0}.get(int(index), int(index))
-                assert torch.equal(image, image_of(faces[stands_in, False]))
+                assert torch.equal(image, image_of(faces[stands_in]))
                 seen += stands_in != index
     assert seen >= 6
     told = capfd.readouterr().err

@@ -28,7 +28,9 @@ def test_one_step_minimises_the_mean_absolute_difference(trained: Trained, tmp_p
 
     losses = []
     for each in batch:
-        images = each.images.float() / 127.5 - 1
+        assert each.flips is not None
+        mirrored = [image.flip(-1) if flip else image for image, flip in zip(each.images, each.flips, strict=True)]
+        images = torch.stack(mirrored).float() / 127.5 - 1
         losses.append((reference.generator(reference.encoder(images)) - images).abs().mean())
     expected = torch.stack(losses).mean()
     expected.backward()

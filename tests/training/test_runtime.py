@@ -1,11 +1,13 @@
 """Devices, precision and skipped steps."""
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
 from pipeline.config import OptimizerConfig, TrainingConfig
+from pipeline.data.loader import MicroBatch
 from pipeline.errors import UserError
 from pipeline.training.runtime import Runtime, check_device, unsupported_gpu
 
@@ -18,6 +20,15 @@ def new_runtime(**options: object) -> Runtime:
 @pytest.fixture
 def runtime() -> Runtime:
     return new_runtime()
+
+
+def test_images_are_mirrored_where_the_batch_says_so(runtime: Runtime) -> None:
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    kept = images.clone()
+    plain = runtime.images(MicroBatch(images, slice(0, 3)))
+    mirrored = runtime.images(MicroBatch(images, slice(0, 3), np.array([True, False, True])))
+    assert torch.equal(plain, images / 127.5 - 1) and torch.equal(images, kept)
+    assert torch.equal(mirrored, torch.stack([plain[0].flip(-1), plain[1], plain[2].flip(-1)]))
 
 
 @pytest.mark.parametrize("fused", [True, False])
