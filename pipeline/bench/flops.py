@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,10 +53,12 @@ def per_image(config: Config) -> dict[str, int]:
         part("VGG: fused, to its pixels", torch.stack([each.sum() for each in features]).sum().backward)
         pairs = [(f.detach().requires_grad_(), t) for f, t in zip(features, targets, strict=True)]
         styles = pairs[: len(STYLE_LAYERS)]
-        part(
-            "Gram matrices",
-            lambda: torch.stack([losses.style(f, t, t, lambda_[:, 0]) for f, t in styles]).sum().backward(),
-        )
+
+        def style(features: Tensor, target: Tensor) -> Tensor:
+            of_target = losses.gram_matrix(target)
+            return losses.style_of_grams(losses.gram_matrix(features), of_target, of_target, lambda_[:, 0])
+
+        part("Gram matrices", lambda: torch.stack([style(f, t) for f, t in styles]).sum().backward())
         part(AGAIN, lambda: model(real, lambda_))
         part(PRETRAINING, lambda: model(real).reconstruction.sum().backward())
     return parts

@@ -68,9 +68,7 @@ def test_images_come_in_the_global_order(folder: Path, workers: int) -> None:
         for micro in batch:
             assert micro.images.shape == (3, 3, 32, 32) and micro.images.dtype == torch.uint8
             assert micro.keys == tuple(faces.reader.index.key(i) for i in expected[micro.place])
-            assert torch.equal(
-                micro.images, torch.stack([image_of(faces[int(i)]) for i in expected[micro.place]])
-            )
+            assert torch.equal(micro.images, torch.stack([image_of(faces[int(i)]) for i in expected[micro.place]]))
 
 
 def test_ranks_together_see_what_one_rank_sees(folder: Path) -> None:
