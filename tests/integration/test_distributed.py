@@ -97,7 +97,8 @@ def test_accelerate_launch_runs_the_command(trained: Trained, tmp_path: Path) ->
     ports = ("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no")
     result = finish(start("-m", "pipeline", "pretrain", *arguments, module=(*launcher, *ports)))
     assert result.code == 0, result
-    assert result.out.count("pretrain 2/2") == 1 and "Rank 1 is connected to 1 peer" in result.out, "two ranks"
+    # Both ranks write to one stream, piece by piece, and one alone makes no group that would speak.
+    assert result.out.count("pretrain 2/2") == 1 and result.out.count("[Gloo] Rank") >= 2, result.out
     one = latentfuse(
         "pretrain", *tiny_arguments(tmp_path / "one", trained.shards, *GLOBAL, "training.pretrain_steps=2")
     )
