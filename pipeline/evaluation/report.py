@@ -27,6 +27,7 @@ from pipeline.evaluation.realism import Eye, eye, realism
 from pipeline.evaluation.shapley import MOST_ELEMENTS
 from pipeline.evaluation.statistics import Rows, summarised
 from pipeline.evaluation.table import as_table
+from pipeline.memory import keep_freed_memory
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.progress import progress
 
@@ -65,6 +66,8 @@ def evaluate(
         raise UserError(f"{shards}: {len(dataset)} image; an evaluation needs at least 2")
     if run_dir is not None and not run_dir.is_dir():
         raise UserError(f"--run {run_dir}: no such folder; name the run folder of a training")
+    if bundle.device.type == "cpu":
+        keep_freed_memory()
     training = _training_images(bundle, shards, train)
     perceptual = bundle.perceptual(perceptual_weights)
     result, rows = _measured(bundle, Faces(bundle, dataset), training, perceptual, pairs)
