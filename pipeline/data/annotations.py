@@ -1,6 +1,6 @@
 """CelebA's annotation files: the original `.txt` forms and the `.csv` forms of the Kaggle copy."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
@@ -18,7 +18,7 @@ class Table:
     columns: tuple[str, ...] = ()
     rows: dict[str, tuple[int, ...]] | None = None
 
-    def of(self, names: Iterable[str]) -> list[tuple[int, ...] | None]:
+    def of(self, names: Sequence[str]) -> list[tuple[int, ...] | None]:
         """Each image's row: by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
         rows = self.rows or {}
 
@@ -26,7 +26,8 @@ class Table:
             base = name.rsplit("/", 1)[-1]
             return rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg")
 
-        return [rows.get(name) or elsewhere(name) for name in names]
+        found = list(map(rows.get, names))
+        return found if all(found) else [row or elsewhere(name) for name, row in zip(names, found, strict=True)]
 
 
 def parse(stem: str, where: str, content: bytes) -> Table:
@@ -129,8 +130,10 @@ def _well_formed(
 
 def _check(stem: str, where: str, table: Table) -> None:
     if stem == PARTITION:
-        for name, row in (table.rows or {}).items():
-            if len(row) != 1 or row[0] not in (0, 1, 2):
+        rows = table.rows or {}
+        wrong = set(rows.values()) - {(0,), (1,), (2,)}
+        for name, row in rows.items() if wrong else ():
+            if row in wrong:
                 raise UserError(f"{where}: {name}: partition must be 0, 1 or 2, not {' '.join(map(str, row))}")
     if stem == LANDMARKS:
         pairs = list(zip(table.columns[::2], table.columns[1::2], strict=False))

@@ -4,16 +4,16 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from pipeline.errors import UserError
 
-_LOCAL_HEADER_BYTES = 30
 _LIKELY_EXTRA_BYTES = 64
 """Read beyond a member's header and name at once: there the local extra field is."""
+_LOCAL = struct.Struct("<26x2H")
 _MEMBER = struct.Struct("<4s2xBx2H4x3L3H8xL")
 _END = struct.Struct("<4s4H2LH")
 _END_64, _LOCATOR_64 = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
@@ -38,7 +38,7 @@ class File(NamedTuple):
     deflated: bool = False
 
 
-def list_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[File]:
+def list_files(path: Path, wanted: Callable[[str], bool]) -> list[File]:
     """The files in a zip whose path is `wanted`.
 
     Raises:
@@ -51,12 +51,14 @@ def list_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[File]:
                 members = list(map(_AS_MEMBER, archive.infolist()))
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
+    files = []
     for name, flags, method, crc32, compressed, size, offset in members:
-        if name.endswith("/") or not wanted(name):
+        if not wanted(name) or name.endswith("/"):
             continue
         if flags & 1 or method not in _METHODS:
             raise UserError(f"{path}: {name}: encrypted or of an unknown compression; unpack the zip first")
-        yield File(name, size, crc32, offset, compressed, method == zipfile.ZIP_DEFLATED)
+        files.append(File(name, size, crc32, offset, compressed, method == zipfile.ZIP_DEFLATED))
+    return files
 
 
 def read(descriptor: int, file: File) -> bytes:
@@ -66,11 +68,12 @@ def read(descriptor: int, file: File) -> bytes:
         OSError: they cannot be read, or are damaged.
     """
     # pread: forked workers share the descriptor, but no position in it.
-    likely = _LOCAL_HEADER_BYTES + len(file.path) + _LIKELY_EXTRA_BYTES + file.compressed
+    likely = _LOCAL.size + len(file.path) + _LIKELY_EXTRA_BYTES + file.compressed
     block = os.pread(descriptor, likely, file.offset)
-    if block[:4] != b"PK\x03\x04":
+    if len(block) < _LOCAL.size or not block.startswith(b"PK\x03\x04"):
         raise OSError("damaged in the zip (no local header)")
-    skip = _LOCAL_HEADER_BYTES + int.from_bytes(block[26:28], "little") + int.from_bytes(block[28:30], "little")
+    of_name, of_extra = _LOCAL.unpack_from(block)
+    skip = _LOCAL.size + of_name + of_extra
     data = block[skip : skip + file.compressed]
     if len(data) < file.compressed:
         data = os.pread(descriptor, file.compressed, file.offset + skip)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -65,18 +66,19 @@ class Source:
         self._is_archive = location.is_file()
         self._descriptor: int | None = None
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one image, by its record's name.
+    def read(self, name: str) -> tuple[bytes, int]:
+        """The bytes of one image and their CRC32, by its record's name.
 
         Raises:
             OSError: it cannot be read, or is damaged inside the zip.
         """
         file = self._files[name]
         if not self._is_archive:
-            return (self.location / file.path).read_bytes()
+            data = (self.location / file.path).read_bytes()
+            return data, zlib.crc32(data)
         if self._descriptor is None:
             self._descriptor = os.open(self.location, os.O_RDONLY)
-        return archive.read(self._descriptor, file)
+        return archive.read(self._descriptor, file), file.crc32
 
     def close(self) -> None:
         """Close the zip, if it is open."""
@@ -111,13 +113,13 @@ def open_source(path: Path) -> Source:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
     """
     location = _locate(path)
-    files = list(archive.list_files(location, _is_image)) if location.is_file() else _list_folder(location)
+    files = archive.list_files(location, _is_image) if location.is_file() else _list_folder(location)
     if not files:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
     parents = {file.path.rpartition("/")[0] for file in files}
     prefix = os.path.commonpath(parents) if "" not in parents else ""
-    by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
+    by_name = {file.path.removeprefix(prefix).lstrip("/") if prefix else file.path: file for file in files}
     tables, contents = _read_annotations(path, location, prefix)
     lines = (f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items()))
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape"))
@@ -142,8 +144,9 @@ def _locate(path: Path) -> Path:
 
 
 def _is_image(path: str) -> bool:
-    hidden = path.startswith(".") or "/." in path or "__MACOSX" in path.split("/")
-    return path.lower().endswith(SUFFIXES) and not hidden
+    if not path.endswith(SUFFIXES) and not path.lower().endswith(SUFFIXES):
+        return False
+    return not (path.startswith(".") or "/." in path or "__MACOSX" in path and "__MACOSX" in path.split("/"))
 
 
 def _list_folder(folder: Path) -> list[File]:
@@ -195,20 +198,18 @@ def _records(names: Iterable[str], tables: dict[str, Table]) -> list[Record]:
     partitions = tables.get(annotations.PARTITION, none)
     points = annotations.landmark_names(landmarks.columns)
     in_order = sorted(_keys(names).items(), key=itemgetter(1))
-    ordered = [name for name, _ in in_order]
-    rows = zip(in_order, attributes.of(ordered), landmarks.of(ordered), partitions.of(ordered), strict=True)
-    return [
-        Record(
-            key,
-            name,
-            partition[0] if partition else None,
-            attributes.columns if attribute_row else (),
-            attribute_row or (),
-            points if landmark_row else (),
-            landmark_row or (),
-        )
-        for (name, key), attribute_row, landmark_row, partition in rows
-    ]
+    ordered, keys = [name for name, _ in in_order], [key for _, key in in_order]
+    attribute_rows, landmark_rows = attributes.of(ordered), landmarks.of(ordered)
+    columns = (
+        keys,
+        ordered,
+        [row[0] if row else None for row in partitions.of(ordered)],
+        [attributes.columns if row else () for row in attribute_rows],
+        [row or () for row in attribute_rows],
+        [points if row else () for row in landmark_rows],
+        [row or () for row in landmark_rows],
+    )
+    return list(map(Record._make, zip(*columns, strict=True)))
 
 
 def _keys(names: Iterable[str]) -> dict[str, str]:

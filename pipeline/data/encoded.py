@@ -2,10 +2,13 @@
 
 import io
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 MINIMUM_SIDE = 16
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
@@ -15,9 +18,10 @@ PLAIN_MODES = frozenset({"RGB", "L", "RGBA", "CMYK", "P", "LA", "1"})
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 _JPEG_START, _JPEG_SCAN, _JPEG_EXIF = b"\xff\xd8", 0xFFDA, 0xFFE1
+_SCAN_BYTES = _JPEG_SCAN.to_bytes(2, "big")
 _JPEG_FRAMES = frozenset({0xFFC0, 0xFFC1, 0xFFC2})  # baseline, extended, progressive
-# Tables, restart interval, applications' data, comment.
-_JPEG_SEGMENTS = _JPEG_FRAMES | {0xFFC4, 0xFFDB, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}
+# Tables, restart interval, applications' data but EXIF, comment.
+_JPEG_SKIPPED = frozenset({0xFFC4, 0xFFDB, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}) - {_JPEG_EXIF}
 _SEGMENT, _FRAME = struct.Struct(">HH"), struct.Struct(">BHHB")
 _MOST_SEGMENTS = 1000
 _USUAL_PIXELS = 2**26  # Pillow refuses far larger ones
@@ -53,12 +57,12 @@ class Crop:
 
 
 def check(data: bytes) -> EncodedImage:
-    """Decode the whole of `data` once and return it untouched, described.
+    """Decode the whole of `data` once and return it untouched, described. Of a JPEG's pixels only the grey ones are made.
 
     Raises:
         ImageRejected: it is not a JPEG or PNG, is cut or damaged, is too small, or cannot become 8-bit RGB.
     """
-    return _described(_open(data), data)
+    return _described(_open(data, _load_grey), data)
 
 
 def describe(data: bytes) -> EncodedImage:
@@ -67,8 +71,10 @@ def describe(data: bytes) -> EncodedImage:
     Raises:
         ImageRejected: the header is damaged, or says what `check` rejects.
     """
-    size = _plain_jpeg_size(data)
-    return EncodedImage(data, "jpg", *size) if size else _described(_open(data, decode=False), data)
+    # Images of one encoder often have one header, up to where their scan begins; by chance that stands before, too.
+    header = data[: data.find(_SCAN_BYTES) + _SEGMENT.size]
+    size = _known_jpeg_size(header) or _plain_jpeg_size(data)
+    return EncodedImage(data, "jpg", *size) if size else _described(_open(data, None), data)
 
 
 def _described(image: Image.Image, data: bytes) -> EncodedImage:
@@ -90,7 +96,7 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     Raises:
         ImageRejected: as `check`.
     """
-    image = ImageOps.exif_transpose(_open(data))
+    image = ImageOps.exif_transpose(_open(data, Image.Image.load))
     image = image.convert("RGB")
     side = min(*image.size, crop or max(image.size))
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)  # as `pipeline.images.fit`
@@ -99,6 +105,11 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     stream = io.BytesIO()
     resized.save(stream, "JPEG", quality=quality, subsampling=0)
     return EncodedImage(stream.getvalue(), "jpg", size, size), Crop(left, top, size / side)
+
+
+@lru_cache(maxsize=64)
+def _known_jpeg_size(header: bytes) -> tuple[int, int] | None:
+    return _plain_jpeg_size(header)
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -110,19 +121,21 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         if position + 4 > len(data):
             return None
         marker, length = _SEGMENT.unpack_from(data, position)
-        if marker == _JPEG_SCAN:
-            break
-        if marker not in _JPEG_SEGMENTS or length < 2:
+        if length < 2:
             return None
-        if marker == _JPEG_EXIF and data.startswith(b"Exif\0\0", position + 4):
-            return None
-        if marker in _JPEG_FRAMES:
+        if marker in _JPEG_SKIPPED:
+            pass
+        elif marker in _JPEG_FRAMES:
             if length < 8 or position + 2 + length > len(data):
                 return None
             bits, height, width, layers = _FRAME.unpack_from(data, position + 4)
             if bits != 8 or layers not in (1, 3, 4):
                 return None
             size = width, height
+        elif marker == _JPEG_SCAN:
+            break
+        elif marker != _JPEG_EXIF or data.startswith(b"Exif\0\0", position + 4):
+            return None
         position += 2 + length
     else:
         return None
@@ -130,7 +143,18 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return size if usual else None
 
 
-def _open(data: bytes, decode: bool = True) -> Image.Image:
+def _load_grey(image: Image.Image) -> None:
+    """Decode without making colours of a JPEG's: half the time, and all that can fail is done."""
+    if isinstance(image, JpegImageFile):
+        most = [max(layer[axis] for layer in image.layer) for axis in (1, 2)]
+        # libjpeg enlarges colours by whole numbers only, and says so only where it makes them.
+        if not any(most[0] % across or most[1] % down for _, across, down, _ in image.layer):
+            image.draft("L", None)
+    image.load()
+
+
+def _open(data: bytes, load: Callable[[Image.Image], object] | None) -> Image.Image:
+    """The image, decoded by `load`; None leaves its pixels alone."""
     if not data:
         raise ImageRejected("empty file")
     try:
@@ -142,8 +166,10 @@ def _open(data: bytes, decode: bool = True) -> Image.Image:
         if image.mode not in PLAIN_MODES:
             raise ImageRejected(f"mode {image.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
         # A PNG's orientation may stand behind its pixels.
-        if decode or (image.format == "PNG" and b"eXIf" in data):
-            image.load()
+        if load is None and image.format == "PNG" and b"eXIf" in data:
+            load = Image.Image.load
+        if load is not None:
+            load(image)
     except ImageRejected:
         raise
     except UnidentifiedImageError:
@@ -151,6 +177,6 @@ def _open(data: bytes, decode: bool = True) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise whatever they trip over in damaged input
         raise ImageRejected(f"cannot be decoded: {error}") from None
     # Pillow takes a JPEG whose end marker is cut off; libjpeg's other users (torchvision) refuse it.
-    if decode and image.format != "PNG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+    if load is not None and image.format != "PNG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ImageRejected("cannot be decoded: the end of the JPEG is missing")
     return image

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +32,7 @@ from pipeline.files import fsync, replacing, sha256, write_json, write_text
 
 _JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 _ROW = ("keys", "extensions", *COLUMNS)
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**18
 FLUSHES = 16
 """Flushes to disk that are under way at a time."""
 _ZEROS = bytes(BLOCK)
@@ -133,47 +135,53 @@ def _write_tar(
         tar = _Tar(stream)
         for record in stoppable(records):
             try:
-                image, metadata = _encode(source, options, record)
+                image, metadata, crc32 = _encode(source, options, record)
             except ImageRejected as reason:
                 rejected.append(Rejected(record.name, str(reason)))
                 continue
-            rows.append(tar.add(record.key, image, metadata))
+            rows.append(tar.add(record.key, image, metadata, crc32))
         tar.end()
     return tar, rows, rejected
 
 
-def _encode(source: Source, options: Options, record: Record) -> tuple[EncodedImage, bytes]:
-    """Image and `.json` of one record, checked."""
+def _encode(source: Source, options: Options, record: Record) -> tuple[EncodedImage, bytes, int]:
+    """Image, `.json` and the image's CRC32 of one record, checked."""
     try:
-        data = source.read(record.name)
+        data, crc32 = source.read(record.name)
     except OSError as error:
         raise ImageRejected(f"cannot be read: {error.strerror or error}") from None
     if options.image_size is None:
         image = check(data) if options.validate else describe(data)
-        landmarks = _as_json(record.landmark_names, record.landmark_values, 2)
-    else:
-        image, crop = centre_square(data, options.image_size, options.crop, options.quality or 90)
-        landmarks = _JSON.encode({name: crop.point(*point) for name, point in record.landmarks.items()})
-    metadata = (
-        f'{{"attributes":{_as_json(record.attribute_names, record.attribute_values, 1)}'
-        f',"file":{_JSON.encode(record.name)},"height":{image.height},"landmarks":{landmarks},"width":{image.width}}}'
-    )
-    return image, metadata.encode()
-
-
-def _as_json(names: tuple[str, ...], values: tuple[int, ...], of_each: int) -> str:
-    """A JSON object of numbers, or of lists `of_each` numbers long; several times as fast as an encoder."""
-    text, places = _template(names, of_each)
-    return text % tuple([values[place] for place in places])
+        text, in_order = _template(record.attribute_names, record.landmark_names)
+        values = (image.width, image.height, encode_basestring_ascii(record.name), *record.attribute_values)
+        return image, (text % in_order(values + record.landmark_values)).encode(), crc32
+    image, crop = centre_square(data, options.image_size, options.crop, options.quality or 90)
+    metadata = {
+        "attributes": record.attributes,
+        "file": record.name,
+        "height": image.height,
+        "landmarks": {name: crop.point(*point) for name, point in record.landmarks.items()},
+        "width": image.width,
+    }
+    return image, _JSON.encode(metadata).encode(), zlib.crc32(image.data)
 
 
 @lru_cache(maxsize=8)
-def _template(names: tuple[str, ...], of_each: int) -> tuple[str, tuple[int, ...]]:
-    """The object with %d for its numbers, sorted by name, and where each of them is in the row."""
-    last = {name: place for place, name in enumerate(names)}  # of columns of one name, as in a dict
-    pattern = "%d" if of_each == 1 else f"[{','.join(['%d'] * of_each)}]"
-    items = [f"{_JSON.encode(name).replace('%', '%%')}:{pattern}" for name in sorted(last)]
-    return f"{{{','.join(items)}}}", tuple(last[name] * of_each + i for name in sorted(last) for i in range(of_each))
+def _template(attributes: tuple[str, ...], landmarks: tuple[str, ...]) -> tuple[str, Callable[[Any], tuple[Any, ...]]]:
+    """A `.json` with % for its values, and what puts width, height, file, attributes and landmarks in its order.
+
+    Several times as fast as an encoder. Of columns of one name the last counts, as in a dict.
+    """
+    numbers = {name: 3 + place for place, name in enumerate(attributes)}
+    points = {name: 3 + len(attributes) + 2 * place for place, name in enumerate(landmarks)}
+    named = [(_JSON.encode(name).replace("%", "%%"), name) for name in sorted({*numbers, *points})]
+    text = (
+        f'{{"attributes":{{{",".join(f"{quoted}:%d" for quoted, name in named if name in numbers)}}}'
+        ',"file":%s,"height":%d'
+        f',"landmarks":{{{",".join(f"{quoted}:[%d,%d]" for quoted, name in named if name in points)}}},"width":%d}}'
+    )
+    places = [numbers[name] for name in sorted(numbers)], [points[name] + axis for name in sorted(points) for axis in (0, 1)]
+    return text, itemgetter(*places[0], 2, 1, *places[1], 0)
 
 
 class _Tar:
@@ -186,8 +194,8 @@ class _Tar:
         self._held: list[bytes] = []
         self._written = 0
 
-    def add(self, key: str, image: EncodedImage, metadata: bytes) -> tuple[Any, ...]:
-        """Append one sample; return its row in the index, in the order of `_ROW`."""
+    def add(self, key: str, image: EncodedImage, metadata: bytes, crc32: int) -> tuple[Any, ...]:
+        """Append one sample, `crc32` its image's; return its row in the index, in the order of `_ROW`."""
         data, length, meta_length = image.data, len(image.data), len(metadata)
         zeros, meta_zeros = padding(length), padding(meta_length)
         offset = self.size + BLOCK
@@ -199,7 +207,7 @@ class _Tar:
         self.size = meta_offset + meta_length + meta_zeros
         if self.size - self._written >= _PIECE_BYTES:
             self._write()
-        numbers = (offset, length, zlib.crc32(data), meta_offset, meta_length, zlib.crc32(metadata))
+        numbers = (offset, length, crc32, meta_offset, meta_length, zlib.crc32(metadata))
         return (key, image.extension, *numbers, image.width, image.height)
 
     def end(self) -> None:
