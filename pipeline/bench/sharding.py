@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from pipeline.data import annotations
-from pipeline.data.celeba import FOLDER, Record, Source, open_source
+from pipeline.data.celeba import FOLDER, Record, open_source
 from pipeline.data.pool import default_workers, run_tasks
 from pipeline.data.shards import os_errors_named
 from pipeline.data.writing import write_shards
@@ -66,29 +66,24 @@ def measure(path: Path, count: int, workers: int | None, folder: Path | None) ->
         UserError: the source or the folder cannot be used, or an image is unusable.
     """
     workers = workers or default_workers()
-    opened = open_source(path)
-    records = opened.records[:count]
     disk = folder or Path(tempfile.gettempdir())
     with os_errors_named(disk), tempfile.TemporaryDirectory(prefix="latentfuse-bench-", dir=disk) as name:
         place = Path(name)
-        _lay_out(opened, records, place / "source" / FOLDER)
-        if len(records) < len(opened.records):
-            _write_annotations(records, place / "source")
-            path = place / "source"
+        path, files = _lay_out(path, count, place / "source")
         ways: dict[str, Callable[[], float]] = {
-            "validated": lambda: _shard(path, place / "out", len(records), workers, validate=True),
-            "decoder": lambda: _decoder(_held(records, place / "source" / FOLDER), workers),
-            "unvalidated": lambda: _shard(path, place / "out", len(records), workers, validate=False),
+            "validated": lambda: _shard(path, place / "out", len(files), workers, validate=True),
+            "decoder": lambda: _decoder(_held(files), workers),
+            "unvalidated": lambda: _shard(path, place / "out", len(files), workers, validate=False),
         }
         if shutil.which("tar"):
-            ways["tar"] = lambda: _tar(place / "source" / FOLDER, place / "faces.tar", len(records))
+            ways["tar"] = lambda: _tar(place / "source" / FOLDER, place / "faces.tar", len(files))
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(ROUNDS):
             for name, way in ways.items():
                 rates[name].append(way())
     medians = {name: statistics.median(each) for name, each in rates.items()}
     tar = medians.pop("tar", None)
-    return Report(len(records), workers, str(disk), **medians, tar=tar)
+    return Report(len(files), workers, str(disk), **medians, tar=tar)
 
 
 def as_text(report: Report) -> str:
@@ -106,24 +101,30 @@ def as_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _lay_out(source: Source, records: list[Record], folder: Path) -> None:
-    """Write these images as files, for tar."""
-    for record in records:
+def _lay_out(path: Path, count: int, folder: Path) -> tuple[Path, list[Path]]:
+    """Write the first images of a source as files, for tar; return what to shard (itself, or a copy) and the files."""
+    source = open_source(path)
+    records = source.records[:count]
+    files = [folder / FOLDER / record.name for record in records]
+    for record, file in zip(records, files, strict=True):
         try:
             data, _ = source.read(record.name)
         except OSError as error:
             raise UserError(f"{source.location}: {record.name} cannot be read: {error.strerror or error}") from None
-        file = folder / record.name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
+    if len(records) == len(source.records):
+        return path, files
+    _write_annotations(records, folder)
+    return folder, files
 
 
-def _held(records: list[Record], folder: Path) -> list[bytes]:
-    """The bytes of the first images, in memory while the decoder is timed: forking so much costs the others time."""
+def _held(files: list[Path]) -> list[bytes]:
+    """The first images, in memory while the decoder is timed and no longer: forking so much costs the others time."""
     held: list[bytes] = []
     size = 0
-    for record in records:
-        data = (folder / record.name).read_bytes()
+    for file in files:
+        data = file.read_bytes()
         size += len(data)
         if held and size > HELD_BYTES:
             break
@@ -143,7 +144,7 @@ def _write_annotations(records: list[Record], folder: Path) -> None:
         (annotations.LANDMARKS, axes, landmarks),
     ):
         if rows:
-            lines = [["image_id", *columns], *([name, *map(str, row)] for name, row in rows.items())]
+            lines = [["image_id", *columns], *([name, *row.split()] for name, row in rows.items())]
             (folder / f"{stem}.csv").write_text("".join(",".join(line) + "\n" for line in lines), encoding="utf-8")
 
 

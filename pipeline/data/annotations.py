@@ -1,7 +1,8 @@
 """CelebA's annotation files: the original `.txt` forms and the `.csv` forms of the Kaggle copy."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
 
@@ -11,18 +12,21 @@ PARTITION = "list_eval_partition"
 STEMS = (ATTRIBUTES, LANDMARKS, PARTITION)
 
 
+_NUMBER = "(?:0|-?[1-9][0-9]*+)"
+
+
 @dataclass(frozen=True)
 class Table:
-    """Integers per image file name, one for each column."""
+    """Whole numbers per image file name, one for each column: as text with spaces, read where they are needed."""
 
     columns: tuple[str, ...] = ()
-    rows: dict[str, tuple[int, ...]] | None = None
+    rows: dict[str, str] = field(default_factory=dict)
 
-    def of(self, names: Sequence[str]) -> list[tuple[int, ...] | None]:
+    def of(self, names: Sequence[str]) -> list[str | None]:
         """Each image's row: by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
-        rows = self.rows or {}
+        rows = self.rows
 
-        def elsewhere(name: str) -> tuple[int, ...] | None:
+        def elsewhere(name: str) -> str | None:
             base = name.rsplit("/", 1)[-1]
             return rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg")
 
@@ -41,15 +45,15 @@ def parse(stem: str, where: str, content: bytes) -> Table:
         UserError: naming file and line, when a line is malformed.
     """
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{where}: not a text file") from None
     if where.endswith(".csv"):
-        table = _parse_csv(where, lines)
+        table = _parse_csv(where, text)
     elif stem == PARTITION:
-        table = Table(("partition",), _rows(where, lines, 0, ("partition",), None))
+        table = Table(("partition",), _rows(where, text, 0, ("partition",), None))
     else:
-        table = _parse_txt(where, lines)
+        table = _parse_txt(where, text)
     _check(stem, where, table)
     return table
 
@@ -59,42 +63,33 @@ def landmark_names(columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(column.removesuffix("_x") for column in columns[::2])
 
 
-def _parse_txt(where: str, lines: list[str]) -> Table:
-    if len(lines) < 2:
+def _parse_txt(where: str, text: str) -> Table:
+    header = text.splitlines()[:2] if text.count("\n") < 3 else text.split("\n", 2)[:2]
+    if len(header) < 2:
         raise UserError(
-            f"{where}: two header lines wanted (the number of images, the column names), found {len(lines)}"
+            f"{where}: two header lines wanted (the number of images, the column names), found {len(header)}"
         )
-    columns = tuple(lines[1].split())
-    rows = _rows(where, lines, 2, columns, None)
-    if lines[0].strip() != str(len(rows)):
-        raise UserError(f"{where}:1: says {lines[0].strip()!r} images, but {len(rows)} are listed; is the file cut?")
+    columns = tuple(header[1].split())
+    rows = _rows(where, text, 2, columns, None)
+    if header[0].strip() != str(len(rows)):
+        raise UserError(f"{where}:1: says {header[0].strip()!r} images, but {len(rows)} are listed; is the file cut?")
     return Table(columns, rows)
 
 
-def _parse_csv(where: str, lines: list[str]) -> Table:
-    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
+def _parse_csv(where: str, text: str) -> Table:
+    header = [cell.strip() for cell in text.split("\n", 1)[0].split(",")]
     if len(header) < 2 or header[0] != "image_id":
         raise UserError(f"{where}:1: a header that starts with 'image_id,' wanted, found {','.join(header)[:60]!r}")
     columns = tuple(header[1:])
-    return Table(columns, _rows(where, lines, 1, columns, ","))
+    return Table(columns, _rows(where, text, 1, columns, ","))
 
 
-class _Integers(dict[str, int]):
-    """Text -> integer, each converted once: CelebA's 10 million cells are a few hundred numbers."""
-
-    def __missing__(self, cell: str) -> int:
-        value = self[cell] = int(cell)
-        return value
-
-
-def _rows(
-    where: str, lines: list[str], start: int, columns: tuple[str, ...], separator: str | None
-) -> dict[str, tuple[int, ...]]:
-    lines = lines[start:]
-    rows = _well_formed(lines, columns, separator)
+def _rows(where: str, text: str, start: int, columns: tuple[str, ...], separator: str | None) -> dict[str, str]:
+    lines = text.splitlines()[start:]
+    rows = _alike(lines, len(columns), separator)
     if rows is not None:
         return rows
-    rows, integers = {}, _Integers()
+    rows = {}
     for number, line in enumerate(lines, start + 1):
         if not line.strip():
             continue
@@ -102,7 +97,7 @@ def _rows(
         if len(cells) != len(columns):
             raise UserError(f"{where}:{number}: {len(columns)} values after the file name wanted, found {len(cells)}")
         try:
-            values = tuple(map(integers.__getitem__, cells))
+            values = " ".join(str(int(cell)) for cell in cells)
         except ValueError:
             raise UserError(f"{where}:{number}: whole numbers wanted, found {line.strip()[:80]!r}") from None
         if name in rows:
@@ -111,30 +106,24 @@ def _rows(
     return rows
 
 
-def _well_formed(
-    lines: list[str], columns: tuple[str, ...], separator: str | None
-) -> dict[str, tuple[int, ...]] | None:
-    """The rows, all cells at once; None where a line is empty or malformed: one by one finds which."""
-    cells = (separator or " ").join(lines).split(separator)
-    names = cells[:: len(columns) + 1]
-    if len(cells) != len(lines) * (len(columns) + 1) or not all(map(str.startswith, lines, names)):
-        return None
-    del cells[:: len(columns) + 1]
-    values = map(_Integers().__getitem__, cells)
-    try:
-        rows = dict(zip(names, zip(*[values] * len(columns), strict=True), strict=True))
-    except ValueError:
-        return None
-    return rows if len(rows) == len(lines) else None
+def _alike(lines: list[str], columns: int, separator: str | None) -> dict[str, str] | None:
+    """The rows, all at once; None where some line is not as usual, or malformed: one by one finds which."""
+    text = "\n".join(lines)
+    if separator:
+        if " " in text:
+            return None
+        text = text.replace(separator, " ")
+    numbers = " ++".join([_NUMBER] * columns)
+    rows = dict(re.findall(rf"^([^ \n]++) ++({numbers}) *+$", text, re.MULTILINE))
+    return rows if columns and len(rows) == len(lines) else None
 
 
 def _check(stem: str, where: str, table: Table) -> None:
     if stem == PARTITION:
-        rows = table.rows or {}
-        wrong = set(rows.values()) - {(0,), (1,), (2,)}
-        for name, row in rows.items() if wrong else ():
+        wrong = set(table.rows.values()) - {"0", "1", "2"}
+        for name, row in table.rows.items() if wrong else ():
             if row in wrong:
-                raise UserError(f"{where}: {name}: partition must be 0, 1 or 2, not {' '.join(map(str, row))}")
+                raise UserError(f"{where}: {name}: partition must be 0, 1 or 2, not {row}")
     if stem == LANDMARKS:
         pairs = list(zip(table.columns[::2], table.columns[1::2], strict=False))
         if len(table.columns) % 2 or any(x[:-2] != y[:-2] or (x[-2:], y[-2:]) != ("_x", "_y") for x, y in pairs):

@@ -5,6 +5,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from itertools import starmap
 from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -21,9 +22,7 @@ _LONGEST_COMMENT = 0xFFFF
 _NEWEST_VERSION = 63  # what `zipfile` takes
 _UTF_8 = 0x800  # the flag of a name
 _IN_64_BITS = 0xFFFFFFFF  # the number is elsewhere
-_AS_MEMBER = attrgetter(
-    *("filename", "flag_bits", "compress_type", "CRC", "compress_size", "file_size", "header_offset")
-)
+_AS_FILE = attrgetter(*("filename", "file_size", "CRC", "header_offset", "compress_size", "compress_type", "flag_bits"))
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -35,7 +34,8 @@ class File(NamedTuple):
     crc32: int = 0
     offset: int = 0
     compressed: int = 0
-    deflated: bool = False
+    method: int = zipfile.ZIP_STORED
+    flags: int = 0
 
 
 def list_files(path: Path, wanted: Callable[[str], bool]) -> list[File]:
@@ -45,19 +45,16 @@ def list_files(path: Path, wanted: Callable[[str], bool]) -> list[File]:
         UserError: the zip is damaged, or one of them is encrypted or of an unknown compression.
     """
     try:
-        members = _directory(path)
-        if members is None:
+        files = _directory(path)
+        if files is None:
             with zipfile.ZipFile(path) as archive:
-                members = list(map(_AS_MEMBER, archive.infolist()))
+                files = list(starmap(File, map(_AS_FILE, archive.infolist())))
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
-    files = []
-    for name, flags, method, crc32, compressed, size, offset in members:
-        if not wanted(name) or name.endswith("/"):
-            continue
-        if flags & 1 or method not in _METHODS:
-            raise UserError(f"{path}: {name}: encrypted or of an unknown compression; unpack the zip first")
-        files.append(File(name, size, crc32, offset, compressed, method == zipfile.ZIP_DEFLATED))
+    files = [file for file in files if wanted(file.path) and not file.path.endswith("/")]
+    for file in files:
+        if file.flags & 1 or file.method not in _METHODS:
+            raise UserError(f"{path}: {file.path}: encrypted or of an unknown compression; unpack the zip first")
     return files
 
 
@@ -77,7 +74,7 @@ def read(descriptor: int, file: File) -> bytes:
     data = block[skip : skip + file.compressed]
     if len(data) < file.compressed:
         data = os.pread(descriptor, file.compressed, file.offset + skip)
-    if file.deflated:
+    if file.method == zipfile.ZIP_DEFLATED:
         try:
             data = zlib.decompress(data, -zlib.MAX_WBITS)
         except zlib.error as error:
@@ -87,19 +84,15 @@ def read(descriptor: int, file: File) -> bytes:
     return data
 
 
-_Member = tuple[str, int, int, int, int, int, int]
-"""Name, flags, method, CRC32, compressed size, size, offset."""
-
-
-def _directory(path: Path) -> list[_Member] | None:
-    """Every member that the zip lists; None: leave it to `zipfile`, which takes odd ones too and names damage."""
+def _directory(path: Path) -> list[File] | None:
+    """Every file that the zip lists; None: leave it to `zipfile`, which takes odd ones too and names damage."""
     with path.open("rb") as stream:
         place = _find_directory(stream)
         if place is None:
             return None
         stream.seek(place[0])
         content = stream.read(place[1])
-    members: list[_Member] = []
+    files: list[File] = []
     position = 0
     while position < len(content):
         if len(content) - position < _MEMBER.size:
@@ -113,9 +106,9 @@ def _directory(path: Path) -> list[_Member] | None:
         if signature != b"PK\x01\x02" or version > _NEWEST_VERSION or in_64_bits or b"\0" in name:
             return None
         text = name.decode("ascii" if name.isascii() else "utf-8" if flags & _UTF_8 else "cp437")
-        members.append((text, flags, method, crc32, compressed, size, offset))
+        files.append(File(text, size, crc32, offset, compressed, method, flags))
         position = start + of_name + of_extra + of_comment
-    return members if position == len(content) else None
+    return files if position == len(content) else None
 
 
 def _find_directory(stream: BinaryIO) -> tuple[int, int] | None:

@@ -32,27 +32,27 @@ _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 class Record(NamedTuple):
     """One image of a source, not yet read.
 
-    Attributes and landmarks are rows that share their column names: CelebA has 200,000 records of 40 attributes.
+    Attributes and landmarks are numbers as text, and records share their names: CelebA has 200,000 of 40 attributes.
     """
 
     key: str
     name: str
     partition: int | None = None
     attribute_names: tuple[str, ...] = ()
-    attribute_values: tuple[int, ...] = ()
+    attribute_values: str = ""
     landmark_names: tuple[str, ...] = ()
-    landmark_values: tuple[int, ...] = ()
+    landmark_values: str = ""
 
     @property
     def attributes(self) -> dict[str, int]:
         """Attribute name -> value (-1 or 1 in CelebA); empty where the source has none."""
-        return dict(zip(self.attribute_names, self.attribute_values, strict=True))
+        return dict(zip(self.attribute_names, map(int, self.attribute_values.split()), strict=True))
 
     @property
     def landmarks(self) -> dict[str, list[int]]:
         """Landmark name -> [x, y] in pixels of the original; empty where the source has none."""
-        values = self.landmark_values
-        return {name: [values[2 * i], values[2 * i + 1]] for i, name in enumerate(self.landmark_names)}
+        values = map(int, self.landmark_values.split())
+        return {name: [x, y] for name, x, y in zip(self.landmark_names, values, values, strict=True)}
 
 
 class Source:
@@ -146,7 +146,7 @@ def _locate(path: Path) -> Path:
 def _is_image(path: str) -> bool:
     if not path.endswith(SUFFIXES) and not path.lower().endswith(SUFFIXES):
         return False
-    return not (path.startswith(".") or "/." in path or "__MACOSX" in path and "__MACOSX" in path.split("/"))
+    return not (path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/")))
 
 
 def _list_folder(folder: Path) -> list[File]:
@@ -203,11 +203,11 @@ def _records(names: Iterable[str], tables: dict[str, Table]) -> list[Record]:
     columns = (
         keys,
         ordered,
-        [row[0] if row else None for row in partitions.of(ordered)],
+        [int(row) if row else None for row in partitions.of(ordered)],
         [attributes.columns if row else () for row in attribute_rows],
-        [row or () for row in attribute_rows],
+        [row or "" for row in attribute_rows],
         [points if row else () for row in landmark_rows],
-        [row or () for row in landmark_rows],
+        [row or "" for row in landmark_rows],
     )
     return list(map(Record._make, zip(*columns, strict=True)))
 
@@ -217,7 +217,9 @@ def _keys(names: Iterable[str]) -> dict[str, str]:
 
     Names whose keys would collide, and keys too long for a tar header, get eight digits of the name's hash.
     """
-    plain = {name: _NOT_IN_A_KEY.sub("_", name.rsplit(".", 1)[0]) for name in names}
+    plain = {name: name.rsplit(".", 1)[0] for name in names}
+    if _NOT_IN_A_KEY.search("".join(plain.values())):
+        plain = {name: _NOT_IN_A_KEY.sub("_", stem) for name, stem in plain.items()}
     uses = Counter(plain.values())
     if len(uses) == len(plain) and max(map(len, uses), default=0) <= LONGEST_KEY:
         return plain

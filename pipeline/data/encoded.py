@@ -57,7 +57,7 @@ class Crop:
 
 
 def check(data: bytes) -> EncodedImage:
-    """Decode the whole of `data` once and return it untouched, described. Of a JPEG's pixels only the grey ones are made.
+    """Decode the whole of `data` once and return it untouched, described; a JPEG in grey.
 
     Raises:
         ImageRejected: it is not a JPEG or PNG, is cut or damaged, is too small, or cannot become 8-bit RGB.
@@ -96,7 +96,7 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     Raises:
         ImageRejected: as `check`.
     """
-    image = ImageOps.exif_transpose(_open(data, Image.Image.load))
+    image = ImageOps.exif_transpose(_open(data, _load))
     image = image.convert("RGB")
     side = min(*image.size, crop or max(image.size))
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)  # as `pipeline.images.fit`
@@ -145,11 +145,13 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 def _load_grey(image: Image.Image) -> None:
     """Decode without making colours of a JPEG's: half the time, and all that can fail is done."""
-    if isinstance(image, JpegImageFile):
-        most = [max(layer[axis] for layer in image.layer) for axis in (1, 2)]
-        # libjpeg enlarges colours by whole numbers only, and says so only where it makes them.
-        if not any(most[0] % across or most[1] % down for _, across, down, _ in image.layer):
-            image.draft("L", None)
+    # libjpeg enlarges colours by whole numbers only, and complains of others only where it makes them.
+    if isinstance(image, JpegImageFile) and {1, 2, 4}.issuperset(part for layer in image.layer for part in layer[1:3]):
+        image.draft("L", None)
+    image.load()
+
+
+def _load(image: Image.Image) -> None:
     image.load()
 
 
@@ -167,7 +169,7 @@ def _open(data: bytes, load: Callable[[Image.Image], object] | None) -> Image.Im
             raise ImageRejected(f"mode {image.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
         # A PNG's orientation may stand behind its pixels.
         if load is None and image.format == "PNG" and b"eXIf" in data:
-            load = Image.Image.load
+            load = _load
         if load is not None:
             load(image)
     except ImageRejected:

@@ -194,6 +194,7 @@ def _settled_shards(
     source: Source, options: Options, tasks: list[Task], workers: int | None
 ) -> Generator[Packed, None, None]:
     """Write these shards; they are flushed while others are written, and all are at the end."""
+    tasks = sorted(tasks, key=lambda task: -len(task.records))  # the short ones last, where a worker would wait
     under_way: deque[Future[None]] = deque()
     try:
         with (
