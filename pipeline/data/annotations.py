@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from pipeline.errors import UserError
 
@@ -22,15 +23,15 @@ class Table:
     columns: tuple[str, ...] = ()
     rows: dict[str, str] = field(default_factory=dict)
 
-    def of(self, names: Sequence[str]) -> list[str | None]:
-        """Each image's row: by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
+    def of(self, names: Sequence[str]) -> list[str]:
+        """Each image's row, "" where there is none: by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
         rows = self.rows
 
-        def elsewhere(name: str) -> str | None:
+        def elsewhere(name: str) -> str:
             base = name.rsplit("/", 1)[-1]
-            return rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg")
+            return rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg", "")
 
-        found = list(map(rows.get, names))
+        found = list(map(rows.get, names, repeat("")))
         return found if all(found) else [row or elsewhere(name) for name, row in zip(names, found, strict=True)]
 
 

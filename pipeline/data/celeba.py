@@ -26,6 +26,7 @@ ANNOTATION_FOLDERS = ("", "Anno", "Eval")
 # Key, dot, extension must fit the 100 bytes of a tar header's name.
 LONGEST_KEY = 80
 
+_PARTITIONS = {"0": 0, "1": 1, "2": 2}
 _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -121,7 +122,7 @@ def open_source(path: Path) -> Source:
     prefix = os.path.commonpath(parents) if "" not in parents else ""
     by_name = {file.path.removeprefix(prefix).lstrip("/") if prefix else file.path: file for file in files}
     tables, contents = _read_annotations(path, location, prefix)
-    lines = (f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items()))
+    lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape"))
     for stem in sorted(contents):
         digest.update(f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n".encode())
@@ -203,11 +204,11 @@ def _records(names: Iterable[str], tables: dict[str, Table]) -> list[Record]:
     columns = (
         keys,
         ordered,
-        [int(row) if row else None for row in partitions.of(ordered)],
+        map(_PARTITIONS.get, partitions.of(ordered)),
         [attributes.columns if row else () for row in attribute_rows],
-        [row or "" for row in attribute_rows],
+        attribute_rows,
         [points if row else () for row in landmark_rows],
-        [row or "" for row in landmark_rows],
+        landmark_rows,
     )
     return list(map(Record._make, zip(*columns, strict=True)))
 
