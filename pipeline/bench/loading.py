@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.config import DataConfig
 from pipeline.data.cache import one_thread
-from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, follow_the_trainer
+from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, follow_the_trainer, memory
 from pipeline.data.order import Order
 from pipeline.data.shards import os_errors_named
 from pipeline.errors import UserError
@@ -148,9 +148,10 @@ def _decoded(faces: FaceImages, path: Path) -> torch.Tensor:
 def _decoder(faces: FaceImages, count: int) -> float:
     reader, config = faces.reader, faces.config
     held = [reader.read(i % len(reader))[1] for i in range(min(count, 1000))]
+    out = memory(1, config.image_size)[0]
     began = time.perf_counter()
     for i in range(count):
-        fit(decode(held[i % len(held)], "image"), config.image_size, config.crop)
+        fit(decode(held[i % len(held)], "image"), config.image_size, config.crop, out)
     return count / (time.perf_counter() - began)
 
 

@@ -24,7 +24,7 @@ class Table:
     rows: dict[str, str] = field(default_factory=dict)
 
     def of(self, names: Sequence[str]) -> list[str]:
-        """Each image's row, "" where there is none: by its path in the source, its file name, or its stem with `.jpg` (for `.png` copies)."""
+        """Each image's row, or nothing: by path in the source, file name, or stem with `.jpg` (for `.png` copies)."""
         rows = self.rows
 
         def elsewhere(name: str) -> str:

@@ -113,7 +113,7 @@ class Runtime:
         if batch.flips is not None:
             flips = self._sent(torch.from_numpy(batch.flips))
             sent = torch.where(flips[:, None, None, None], sent.flip(-1), sent)
-        return normalise(sent).to(memory_format=self.memory_format)
+        return normalise(sent.contiguous(memory_format=self.memory_format))
 
     def numbers(self, values: Tensor) -> Tensor:
         """Small numbers from the host -> torch's default dtype on the device, without waiting for it."""
