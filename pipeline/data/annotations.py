@@ -46,15 +46,15 @@ def parse(stem: str, where: str, content: bytes) -> Table:
         UserError: naming file and line, when a line is malformed.
     """
     try:
-        text = content.decode("utf-8-sig")
+        lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{where}: not a text file") from None
     if where.endswith(".csv"):
-        table = _parse_csv(where, text)
+        table = _parse_csv(where, lines)
     elif stem == PARTITION:
-        table = Table(("partition",), _rows(where, text, 0, ("partition",), None))
+        table = Table(("partition",), _rows(where, lines, 0, ("partition",), None))
     else:
-        table = _parse_txt(where, text)
+        table = _parse_txt(where, lines)
     _check(stem, where, table)
     return table
 
@@ -64,29 +64,30 @@ def landmark_names(columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(column.removesuffix("_x") for column in columns[::2])
 
 
-def _parse_txt(where: str, text: str) -> Table:
-    header = text.splitlines()[:2] if text.count("\n") < 3 else text.split("\n", 2)[:2]
-    if len(header) < 2:
+def _parse_txt(where: str, lines: list[str]) -> Table:
+    if len(lines) < 2:
         raise UserError(
-            f"{where}: two header lines wanted (the number of images, the column names), found {len(header)}"
+            f"{where}: two header lines wanted (the number of images, the column names), found {len(lines)}"
         )
-    columns = tuple(header[1].split())
-    rows = _rows(where, text, 2, columns, None)
-    if header[0].strip() != str(len(rows)):
-        raise UserError(f"{where}:1: says {header[0].strip()!r} images, but {len(rows)} are listed; is the file cut?")
+    columns = tuple(lines[1].split())
+    rows = _rows(where, lines, 2, columns, None)
+    if lines[0].strip() != str(len(rows)):
+        raise UserError(f"{where}:1: says {lines[0].strip()!r} images, but {len(rows)} are listed; is the file cut?")
     return Table(columns, rows)
 
 
-def _parse_csv(where: str, text: str) -> Table:
-    header = [cell.strip() for cell in text.split("\n", 1)[0].split(",")]
+def _parse_csv(where: str, lines: list[str]) -> Table:
+    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
     if len(header) < 2 or header[0] != "image_id":
         raise UserError(f"{where}:1: a header that starts with 'image_id,' wanted, found {','.join(header)[:60]!r}")
     columns = tuple(header[1:])
-    return Table(columns, _rows(where, text, 1, columns, ","))
+    return Table(columns, _rows(where, lines, 1, columns, ","))
 
 
-def _rows(where: str, text: str, start: int, columns: tuple[str, ...], separator: str | None) -> dict[str, str]:
-    lines = text.splitlines()[start:]
+def _rows(
+    where: str, lines: list[str], start: int, columns: tuple[str, ...], separator: str | None
+) -> dict[str, str]:
+    lines = lines[start:]
     rows = _alike(lines, len(columns), separator)
     if rows is not None:
         return rows
