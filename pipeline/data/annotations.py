@@ -84,9 +84,7 @@ def _parse_csv(where: str, lines: list[str]) -> Table:
     return Table(columns, _rows(where, lines, 1, columns, ","))
 
 
-def _rows(
-    where: str, lines: list[str], start: int, columns: tuple[str, ...], separator: str | None
-) -> dict[str, str]:
+def _rows(where: str, lines: list[str], start: int, columns: tuple[str, ...], separator: str | None) -> dict[str, str]:
     lines = lines[start:]
     rows = _alike(lines, len(columns), separator)
     if rows is not None:
