@@ -148,10 +148,9 @@ def _decoded(faces: FaceImages, path: Path) -> torch.Tensor:
 def _decoder(faces: FaceImages, count: int) -> float:
     reader, config = faces.reader, faces.config
     held = [reader.read(i % len(reader))[1] for i in range(min(count, 1000))]
-    out = memory(1, config.image_size)[0]
     began = time.perf_counter()
     for i in range(count):
-        fit(decode(held[i % len(held)], "image"), config.image_size, config.crop, out)
+        fit(decode(held[i % len(held)], "image"), config.image_size, config.crop, memory(1, config.image_size)[0])
     return count / (time.perf_counter() - began)
 
 
