@@ -3,11 +3,11 @@
 import random
 
 import pytest
+from making import jpeg
 from PIL import Image
 
 from pipeline.data import encoded
 from pipeline.data.encoded import ImageRejected, check, describe
-from tests.data.making import jpeg
 
 SIZE = (61, 47)
 KINDS = {
