@@ -176,7 +176,7 @@ def test_index_bytes(tmp_path: Path) -> None:
 def test_bytes_of_a_sample_in_a_tar() -> None:
     image = packing.EncodedImage(b"x" * scaling.JPEG, "jpg", 178, 218)
     tar = packing._Tar(io.BytesIO())
-    tar.add("000001", image, b"y" * scaling.METADATA)
+    tar.add("000001", image, b"y" * scaling.METADATA, 0)
     assert abs(tar.size - scaling.SAMPLE) <= 256  # an average over lengths
 
 
