@@ -150,6 +150,8 @@ class FusionConfig(Section):
     map: list[list[Share]] | None = None
     """For `map`: an elements x 5 matrix; column l says how the elements share layer l (conv1_1 .. conv5_1)."""
     mixture: LambdaMixture = LambdaMixture()
+    separation_pairs: Positive = 2
+    """Of a micro-batch, whose elements are flipped one by one where `loss_weights.separation` is above 0."""
 
 
 class LossWeights(Section):
@@ -160,6 +162,8 @@ class LossWeights(Section):
     style: Weight = 5e4
     reconstruction: Weight = 30.0
     total_variation: Weight = 1.0
+    separation: Weight = 0.0
+    """Not METHOD's: of 1 - own share + leakage, what `evaluate` measures of elements flipped alone; 0: left out."""
 
 
 class OptimizerConfig(Section):
@@ -271,6 +275,12 @@ class Config(Section):
         if reading == "layerwise" and elements != len(LAYERS):
             raise ValueError(
                 f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; use `map` or `shared`"
+            )
+        if self.loss_weights.separation and reading != "layerwise":
+            raise ValueError(f"loss_weights.separation: needs fusion.reading = layerwise, not {reading}")
+        if self.loss_weights.separation and self.fusion.separation_pairs >= self.training.micro_batch_size:
+            raise ValueError(
+                f"fusion.separation_pairs: must be under training.micro_batch_size, {self.training.micro_batch_size}"
             )
         if (reading == "map") != (matrix is not None):
             raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")

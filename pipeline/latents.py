@@ -28,11 +28,22 @@ def element_sizes(channels: int, elements: int) -> tuple[int, ...]:
     return (size,) * (elements - 1) + (channels - size * (elements - 1),)
 
 
-def expand(lambda_: Tensor, channels: int, height: int, width: int) -> Tensor:
+def pyramid_sizes(channels: int) -> tuple[int, ...]:
+    """Channels of the elements of a `pyramid`. (1024,) -> (64, 64, 64, 624, 208).
+
+    Elements 1 to 3, a few numbers without a place, get a sixteenth each, and 5, the layout, a quarter of the rest.
+    """
+    style = channels // 16
+    layout = (channels - 3 * style) // 4
+    return (style, style, style, channels - 3 * style - layout, layout)
+
+
+def expand(lambda_: Tensor, channels: int, height: int, width: int, sizes: tuple[int, ...] | None = None) -> Tensor:
     """Lambda in the shape of the latent.
 
     Args:
         lambda_: (N,), (B, N), (N, h, w) or (B, N, h, w); spatial ones have the latent's height and width.
+        sizes: channels of each element; `element_sizes` if None.
 
     Returns:
         (B, C, h, w); B is 1 where `lambda_` has no batch dimension.
@@ -46,22 +57,25 @@ def expand(lambda_: Tensor, channels: int, height: int, width: int) -> Tensor:
         lambda_ = lambda_[:, :, None, None].expand(-1, -1, height, width)
     if lambda_.dim() != 4 or lambda_.shape[2:] != (height, width):
         raise ValueError(f"Lambda of shape {tuple(lambda_.shape)} does not fit a latent of {height} x {width}")
-    sizes = element_sizes(channels, lambda_.shape[1])
+    if sizes is None or lambda_.shape[1] == 1:
+        sizes = element_sizes(channels, lambda_.shape[1])
     parts = zip(lambda_.split(1, dim=1), sizes, strict=True)  # sizes on a GPU would have to be sent there first
     return torch.cat([part.expand(-1, size, -1, -1) for part, size in parts], dim=1)  # (B, N, h, w) -> (B, C, h, w)
 
 
-def mix(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
+def mix(z_a: Tensor, z_b: Tensor, lambda_: Tensor, sizes: tuple[int, ...] | None = None) -> Tensor:
     """Z_C = Lambda o Z_A + (1 - Lambda) o Z_B, METHOD (1).
 
     Args:
         z_a, z_b: (B, C, h, w).
         lambda_: any of the four shapes of Lambda.
+        sizes: channels of each element; `element_sizes` if None.
 
     Returns:
         (B, C, h, w).
     """
-    weight = expand(lambda_, *z_a.shape[1:])
+    channels, height, width = z_a.shape[1:]
+    weight = expand(lambda_, channels, height, width, sizes)
     return weight * z_a + (1 - weight) * z_b
 
 

@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+TINY_DISTANCE, DEAD_SQUARE = 1e-12, 1e-4
+"""Of `separation`: added to a squared distance, and to a ratio of two, before these divide: no NaN at 0."""
+
 
 def wide(tensor: Tensor) -> Tensor:
     """Half precision becomes float32; float32 and float64 stay."""
@@ -114,6 +117,22 @@ def gradient_penalty(gradients: Tensor, k: float = 2.0, p: float = 6.0) -> Tenso
     As (sum g^2)^(p/2): no square root, so no NaN in the second derivative at g = 0. fp32, or ||g||^6 overflows.
     """
     return k * wide(gradients).square().flatten(1).sum(dim=1).pow(p / 2)
+
+
+def separation(moved: Tensor, whole: Tensor) -> Tensor:
+    """1 - own share + leakage, as `evaluation.effects.separation` measures them, pair by pair (ours).
+
+    Args:
+        moved: (B, N, L), N = L: squared distances d(C_n, A') on each layer with element n alone flipped from A to B.
+        whole: (B, L): d(B', A').
+
+    Returns:
+        (B,) in [0, 2]: 0 where every element moves the layer that it owns and no other; 2 - 2 / N by chance.
+    """
+    squares = moved / (whole[:, None] + TINY_DISTANCE) + DEAD_SQUARE
+    own_share = (squares / squares.sum(dim=1, keepdim=True)).diagonal(dim1=1, dim2=2).mean(dim=1)
+    kept = (squares / squares.sum(dim=2, keepdim=True)).diagonal(dim1=1, dim2=2).mean(dim=1)
+    return 2 - own_share - kept
 
 
 def weighted_total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -151,6 +151,13 @@ def test_refusals(override: str, message: str) -> None:
     assert refusal(override).startswith(f"configuration: {message}")
 
 
+def test_separation_needs_an_owner_of_every_layer_and_pairs() -> None:
+    on = "loss_weights.separation=1"
+    assert "separation: needs fusion.reading = layerwise, not shared" in refusal(on, "fusion.reading=shared")
+    assert "separation_pairs: must be under training.micro_batch_size, 2" in refusal(on, "training.micro_batch_size=2")
+    assert loaded("fusion.reading=shared", "training.micro_batch_size=2").loss_weights.separation == 0
+
+
 def test_suggested_micro_batches_are_accepted() -> None:
     for size in (2, 6, 7, 96, 100):
         message = refusal(f"training.global_batch_size={size}", "training.micro_batch_size=64")

@@ -73,6 +73,20 @@ def test_mix_moves_one_element_alone() -> None:
     assert torch.equal(latents.mix(z_a, z_b, lam).amax(dim=(0, 2, 3)).nonzero().flatten(), torch.arange(816, 1024))
 
 
+@pytest.mark.parametrize(
+    ("channels", "sizes"), [(16, (1, 1, 1, 10, 3)), (384, (24, 24, 24, 234, 78)), (1024, (64, 64, 64, 624, 208))]
+)
+def test_a_pyramid_splits_unevenly(channels: int, sizes: tuple[int, ...]) -> None:
+    assert latents.pyramid_sizes(channels) == sizes and sum(sizes) == channels
+    z_a, z_b = torch.zeros(1, channels, 2, 2), torch.ones(1, channels, 2, 2)
+    for element in range(5):
+        lam = 1 - torch.eye(5)[element]
+        moved = latents.mix(z_a, z_b, lam, sizes).amax(dim=(0, 2, 3)).nonzero().flatten()
+        assert torch.equal(moved, torch.arange(sum(sizes[:element]), sum(sizes[: element + 1])))
+    one = torch.tensor([0.25])  # one lambda for all
+    assert torch.equal(latents.mix(z_a, z_b, one, sizes), latents.mix(z_a, z_b, one))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [False, True])
 def test_draws_are_in_range_and_repeat(kind: str, shared: bool) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline import latents, losses
 from pipeline.config import CONTENT_LAYERS, LAYERS, STYLE_LAYERS, ModelConfig, PenaltyConfig
+from pipeline.evaluation import effects
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.discriminator import Discriminator
 from pipeline.training.fusion import FusionStage, Inputs
@@ -232,6 +233,25 @@ def test_between_two_targets_is_the_gradient_of_a_mixed_target() -> None:
     (wanted,) = torch.autograd.grad((grams[0] - target).square().mean(dim=(1, 2)).sum(), x)
     (ours,) = torch.autograd.grad(losses.style(x, a, b, lam).sum(), x)
     torch.testing.assert_close(ours, wanted)
+
+
+def test_separation_is_what_evaluation_measures() -> None:
+    random = torch.Generator().manual_seed(3)
+    moved, whole = torch.rand(4, 5, 5, generator=random), 0.5 + torch.rand(4, 5, generator=random)
+    wanted = effects.separation((moved / whole[:, None]).double().numpy())
+    found = losses.separation(moved, whole)
+    torch.testing.assert_close(
+        found.double(), torch.from_numpy(1 - wanted["own_share"] + wanted["leakage"]), rtol=1e-3, atol=1e-3
+    )
+    assert losses.separation(torch.eye(5)[None], torch.ones(1, 5)).item() == pytest.approx(0, abs=2e-3)
+    assert losses.separation(torch.ones(1, 5, 5), torch.ones(1, 5)).item() == pytest.approx(2 - 2 / 5)
+
+
+def test_separation_of_equal_images_is_finite() -> None:
+    moved, whole = torch.zeros(1, 5, 5, requires_grad=True), torch.zeros(1, 5, requires_grad=True)
+    value = losses.separation(moved, whole)
+    gradients = torch.autograd.grad(value.sum(), (moved, whole))
+    assert all(each.isfinite().all() for each in (value, *gradients))
 
 
 def test_weighted_total() -> None:

@@ -27,11 +27,11 @@ def per_image(config: Config) -> dict[str, int]:
     parts: dict[str, int] = {}
     without_weights = config.perceptual.model_copy(update={"weights": "random"})
 
-    def part(name: str, run: Callable[[], Any], without: str = "") -> Any:
+    def part(name: str, run: Callable[[], Any], without: str = "", images: int = 2) -> Any:
         counter = _Counter(display=False)
         with counter:
             result = run()
-        parts[name] = counter.get_total_flops() // 2 - parts.get(without, 0)
+        parts[name] = counter.get_total_flops() // images - parts.get(without, 0)
         return result
 
     with FakeTensorMode():
@@ -59,9 +59,21 @@ def per_image(config: Config) -> dict[str, int]:
             return losses.style_of_grams(losses.gram_matrix(features), of_target, of_target, lambda_[:, 0])
 
         part("Gram matrices", lambda: torch.stack([style(f, t) for f, t in styles]).sum().backward())
+        if config.loss_weights.separation:
+            part("separation", lambda: _separation(config, model, vgg), images=config.training.micro_batch_size)
         part(AGAIN, lambda: model(real, lambda_))
         part(PRETRAINING, lambda: model(real).reconstruction.sum().backward())
     return parts
+
+
+def _separation(config: Config, model: FusionAutoencoder, vgg: PerceptualNetwork) -> None:
+    """What `loss_weights.separation` adds to a micro-batch: flipped images through G, these and A', B' through VGG."""
+    pairs, side = config.fusion.separation_pairs, config.data.image_size
+    z = torch.rand(pairs * config.model.elements, sum(model.sizes), side // 32, side // 32, requires_grad=True)
+    others = torch.rand(pairs + 1, 3, side, side, requires_grad=True)
+    features = vgg(torch.cat([model.generator(z), others]))
+    grams = [losses.gram_matrix(each) for each in features[: len(STYLE_LAYERS)]]
+    torch.stack([each.sum() for each in (*features, *grams)]).sum().backward()
 
 
 def useful(config: Config) -> int:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pipeline
-from pipeline import latents, regions
+from pipeline import regions
 from pipeline.bundle import Bundle
 from pipeline.config import LAYERS
 from pipeline.data.loader import FaceImages
@@ -166,5 +166,5 @@ def _factors(faces: Faces, seed: int) -> dict[str, Any]:
         return {"left_out": "the faces are not painted ones, or too few: their factors are not known"}
     bundle = faces.bundle
     z = torch.cat([bundle.encode(faces.images(places)).cpu() for places in faces.batches(len(faces))])
-    parts = z.split(latents.element_sizes(z.shape[1], bundle.elements), dim=1)
+    parts = z.split(bundle.model.sizes, dim=1)
     return factors([part.flatten(1).double().numpy() for part in parts], names, table, seed)

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -130,7 +131,7 @@ class PyramidEncoder(Encoder):
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)
-        sizes = latents.element_sizes(channels[-1], config.elements)
+        sizes = latents.pyramid_sizes(channels[-1])
         self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in sizes[:STYLES])
         channels[-1] = sum(sizes[STYLES:])
         self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
@@ -161,7 +162,7 @@ class PyramidGenerator(Generator):
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)[::-1]
-        self.sizes = latents.element_sizes(channels[0], config.elements)
+        self.sizes = latents.pyramid_sizes(channels[0])
         kinds = (config.kernel_size, config.norm, config.blocks)
         self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in self.sizes[:STYLES])
         self.layout = blocks.hidden_stack([self.sizes[-1], *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
@@ -194,6 +195,8 @@ class FusionOutput(NamedTuple):
     """A' = G(E(A)), (B, 3, H, W) in [-1, 1]. B' is A' rolled by one."""
     fused: Tensor | None
     """C = G(Z_C), (B, 3, H, W) in [-1, 1]; None without a Lambda."""
+    flipped: Tensor | None = None
+    """C of the first pairs, each element alone flipped from A to B, pair by pair: (pairs x N, 3, H, W), or None."""
 
 
 class FusionAutoencoder(nn.Module):
@@ -208,16 +211,29 @@ class FusionAutoencoder(nn.Module):
         self.encoder = PyramidEncoder(config) if pyramid else Encoder(config)
         self.generator = PyramidGenerator(config) if pyramid else Generator(config)
         self.placeless = STYLES if pyramid else 0
-        self.mix = latents.mix_bands if config.structure == "bands" else latents.mix
+        channels = 16 * config.base_channels
+        self.sizes = latents.pyramid_sizes(channels) if pyramid else latents.element_sizes(channels, config.elements)
+        """Channels of each element; under `bands`, which are no groups of channels, as if they were."""
+        self.mix = latents.mix_bands if config.structure == "bands" else partial(latents.mix, sizes=self.sizes)
 
-    def forward(self, images: Tensor, lambda_: Tensor | None = None) -> FusionOutput:
-        """(B, 3, H, W) in [-1, 1] and Lambda (B, N) or (B, N, h, w), or None to reconstruct only."""
+    def forward(self, images: Tensor, lambda_: Tensor | None = None, flipped_pairs: int = 0) -> FusionOutput:
+        """(B, 3, H, W) in [-1, 1] and Lambda (B, N) or (B, N, h, w), or None to reconstruct only.
+
+        Of the first `flipped_pairs` pairs each element is also flipped alone.
+        """
         z_a = self.encoder(images)
         if lambda_ is None:
             return FusionOutput(self.generator(z_a), None)
-        z_c = self.mix(z_a, rolled(z_a), lambda_).to(z_a.dtype)
-        reconstruction, fused = self.generator(torch.cat([z_a, z_c])).chunk(2)
-        return FusionOutput(reconstruction, fused)
+        z_b, count = rolled(z_a), len(z_a)
+        mixed = [self.mix(z_a, z_b, lambda_)]
+        if flipped_pairs:
+            elements = len(self.sizes)
+            one_flipped = 1 - torch.eye(elements, dtype=lambda_.dtype, device=z_a.device)
+            of_a, of_b = (z[:flipped_pairs].repeat_interleave(elements, dim=0) for z in (z_a, z_b))
+            mixed.append(self.mix(of_a, of_b, one_flipped.repeat(flipped_pairs, 1)))
+        images = self.generator(torch.cat([z_a, *(z.to(z_a.dtype) for z in mixed)]))
+        reconstruction, fused, flipped = images.split([count, count, len(images) - 2 * count])
+        return FusionOutput(reconstruction, fused, flipped if flipped_pairs else None)
 
     def fuse_latents(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
         """C = G(Lambda o Z_A + (1 - Lambda) o Z_B): (B, C, h, w) twice and any shape of Lambda -> (B, 3, H, W)."""

@@ -13,6 +13,7 @@ from pipeline.config import LAYERS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.data.order import Stream, generator
 from pipeline.errors import UserError
+from pipeline.evaluation.distances import represented, represented_distances
 from pipeline.evaluation.effects import effect_matrix
 from pipeline.models.autoencoder import FusionAutoencoder, FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
@@ -64,6 +65,9 @@ class FusionStage:
         }
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         self.weights, self.layer_weights = config.loss_weights.model_dump(), config.perceptual.layer_weights
+        self.flipped_pairs = config.fusion.separation_pairs if self.weights["separation"] else 0
+        if not self.flipped_pairs:
+            del self.weights["separation"]
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
         ).to(self.runtime.device)
@@ -100,7 +104,7 @@ class FusionStage:
         outputs, sums = [], Sums(len(micros))
         for place, micro in enumerate(micros, 1):
             with torch.set_grad_enabled(keep):
-                output = self.autoencoder(micro.images, micro.lambda_)
+                output = self.autoencoder(micro.images, micro.lambda_, self.flipped_pairs if keep else 0)
             if keep:
                 outputs.append(output)
             with self.runtime.accumulating(self.discriminator, more=place < len(micros)):
@@ -119,7 +123,9 @@ class FusionStage:
         sums = Sums(len(micros))
         for place, micro in enumerate(micros, 1):
             with self.runtime.accumulating(self.autoencoder, more=place < len(micros)):
-                output = outputs[place - 1] if outputs else self.autoencoder(micro.images, micro.lambda_)
+                output = (
+                    outputs[place - 1] if outputs else self.autoencoder(micro.images, micro.lambda_, self.flipped_pairs)
+                )
                 terms, per_layer = self._terms(micro, output)
                 total = losses.weighted_total(terms, self.weights)
                 self.runtime.backward(total / len(micros))
@@ -134,13 +140,15 @@ class FusionStage:
     def _terms(self, micro: Inputs, output: FusionOutput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The terms of (11), (m,) each, by the names of the weights; and the perceptual ones by layer."""
         images, lambda_, _ = micro
-        reconstruction, fused = output
+        reconstruction, fused, flipped = output
         assert fused is not None, "fusion training gives a Lambda to every forward"
         with self.runtime.autocast():
             scores = self.critic.score(fused)
             with torch.no_grad():
                 features_a = self.perceptual(images)
-            features = self.perceptual(fused)
+            seen = [fused] if flipped is None else [fused, flipped, rolled(reconstruction)[: self.flipped_pairs + 1]]
+            all_features = self.perceptual(torch.cat(seen))
+        features = [each[: len(fused)] for each in all_features]
         content, style = torch.zeros_like(scores), torch.zeros_like(scores)
         per_layer = {}
         owners = latents.layer_lambdas(lambda_, self.owners).unbind(1)
@@ -158,13 +166,25 @@ class FusionStage:
             per_layer[f"loss_layer/{layer}"] = term
         # (7) and (9): B' is A' rolled, so over the batch both halves of the sum are alike.
         endpoints = _endpoint_reconstruction(fused, images, lambda_)
-        return {
+        terms = {
             "adversarial": losses.adversarial_generator(scores),
             "content": content,
             "style": style,
             "reconstruction": 2 * losses.reconstruction(reconstruction, images) + endpoints,
             "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(reconstruction),
-        }, per_layer
+        }
+        if flipped is not None:
+            terms["separation"] = self._separation([each[len(fused) :] for each in all_features])
+        return terms, per_layer
+
+    def _separation(self, features: list[Tensor]) -> Tensor:
+        """(pairs,), from the features of the flipped images, then of B' of the first pair and of A' of every pair."""
+        pairs, layers = self.flipped_pairs, len(LAYERS)
+        points = represented(features)
+        at_a, at_b = [each[-pairs:] for each in points], [each[-pairs - 1 : -1] for each in points]
+        flipped = [each[: pairs * layers] for each in points]
+        moved = represented_distances(flipped, [each.repeat_interleave(layers, dim=0) for each in at_a])
+        return losses.separation(moved.unflatten(0, (pairs, layers)), represented_distances(at_b, at_a))
 
     def inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:
         """What `step` works on: images, and the draws of this step."""

@@ -30,6 +30,18 @@ def test_flops_of_a_network_that_is_counted_by_hand() -> None:
     assert flops.per_image(config)[flops.PRETRAINING] == 3 * 2 * forward - first
 
 
+def test_separation_is_counted_by_micro_batch() -> None:
+    """One pair of the fewest images, or of twice as many: half the work for each."""
+    tiny = {**TINY, "run_dir": "unused", "loss_weights": {"separation": 1.0}, "fusion": {"separation_pairs": 1}}
+    found = []
+    for micro in (2, 4):
+        training = {**TINY["training"], "global_batch_size": 4, "micro_batch_size": micro}
+        found.append(flops.per_image(Config.model_validate({**tiny, "training": training})))
+    assert found[0]["separation"] == pytest.approx(2 * found[1]["separation"], rel=1e-6)
+    seven_vgg = 7 * found[0]["VGG: fused"] // 2  # five flipped images, A' and B', of two images
+    assert found[0]["separation"] > seven_vgg
+
+
 def test_a_step_is_measured_and_counted(tmp_path: Path) -> None:
     arguments = tiny_arguments(tmp_path / "run", tmp_path / "nowhere", "perceptual.weights=imagenet")
     before = listing(tmp_path)
@@ -88,7 +100,7 @@ def test_the_literal_step_computes_the_terms_of_ours(tmp_path: Path) -> None:
     literal = LiteralStage(setup)
     batch = step.random_batch(setup.order, 32)
     terms, told = ours.step(0, batch), literal.step(0, batch)
-    assert set(told) == set(config.loss_weights.model_dump())
+    assert set(told) == set(ours.weights)
     assert float(told["adversarial"].detach()) == pytest.approx(float(terms["loss/adversarial"].detach()), rel=0.5)
     assert float(told["style"].detach()) == pytest.approx(float(terms["loss/style"]), rel=0.2)
     assert float(told["reconstruction"].detach()) == pytest.approx(2 * float(terms["loss/autoencoder"]), rel=0.05)

@@ -37,6 +37,7 @@ def test_shapes(size: int, kernel_size: int, recipe: dict[str, Any]) -> None:
     assert output.reconstruction.shape == output.fused.shape == batch.shape
     assert output.fused.abs().max() <= 1
     assert both(batch).fused is None
+    assert output.flipped is None
 
 
 def test_layers_are_the_papers() -> None:
@@ -77,6 +78,24 @@ def test_one_forward_is_encode_mix_generate(spatial: bool) -> None:
         assert output.fused is not None
         torch.testing.assert_close(output.fused[place : place + 1], fused, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(output.reconstruction[place : place + 1], both.generator(z_a), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@torch.no_grad()
+def test_pairs_whose_elements_are_flipped(recipe: dict[str, Any]) -> None:
+    both, batch = model(**recipe).eval(), images()
+    lam = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
+    alone, output = both(batch, lam), both(batch, lam, 3)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(output[:2], alone[:2], **close)
+    z = both.encoder(batch)
+    for place, image in enumerate(output.flipped):
+        pair, element = divmod(place, 5)
+        flips = torch.ones(5)
+        flips[element] = 0
+        fused = both.fuse_latents(z[pair : pair + 1], rolled(z)[pair : pair + 1], flips)
+        torch.testing.assert_close(image[None], fused, **close)
+    assert len(output.flipped) == 15
 
 
 @torch.no_grad()
@@ -231,7 +250,7 @@ def test_level_and_contrast_of_the_first_features_are_style() -> None:
         hook = encoder.body[0].register_forward_hook(
             lambda _, __, x, by=level, times=contrast: by + torch.lerp(x.mean((2, 3), keepdim=True), x, times)
         )
-        seen.append(encoder(batch).split([25, 50, 53], dim=1))
+        seen.append(encoder(batch).split([8, 16, 104], dim=1))
         hook.remove()
     plain, brighter, harder = seen
     for changed, moved in ((brighter, 0), (harder, 1)):
