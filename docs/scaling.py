@@ -15,7 +15,7 @@ from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
 
 DOCUMENT, DEFAULT = Path(__file__).with_suffix(".md"), Path(__file__).parents[1] / "configs" / "default.yaml"
-HALF, SINGLE = ("E, G", "D", "frozen D", "VGG"), ("penalty", "Gram")  # the parts of a step in fp16, and in fp32
+HALF, SINGLE = ("E, G", "D", "frozen D", "VGG", "separation"), ("penalty", "Gram")  # parts in fp16; fp32
 GPUS, BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256), ((100, 25), (128, 16))  # and the largest micro-batch of each
 # V100 SXM2: peaks, and the share of them that convolutions reach (low, assumed, high).
 HALF_PEAK, HALF_SHARES = 125e12, (0.10, 0.20, 0.30)
@@ -25,7 +25,7 @@ HOST_CALLS, HOST_CALL = 2700, 5e-6  # ATen calls per micro-batch without the opt
 # Bus bandwidth in a node and of one EDR port; latency of a hop; all-reduces, the share of a backward that hides them.
 NODE, NVLINK, PORT, NVLINK_HOP, NETWORK_HOP, TCP_HOP = 8, 130e9, 12.5e9 * 0.85, 3e-6, 6e-6, 30e-6
 BUCKETS, OVERLAP = 5, 0.5
-TAIL = {"D": 11.0e6, "EG": 24.8e6}  # bytes of the last all-reduce, never hidden
+TAIL = {"D": 11.0e6, "EG": 38.3e6}  # bytes of the last all-reduce, never hidden
 # CelebA, 178 x 218: img_align_celeba.zip is 1.44 GB for 202,599 files; a .json with 40 attributes.
 JPEG, METADATA, DECODED_PER_CORE, DISK_RATE, HASH_RATE = 7125, 830, 1200.0, 1e9, 0.5e9
 SAMPLE = 1024 + (JPEG + 256) + -(-METADATA // 512) * 512  # in a tar: two headers, both padded to 512
