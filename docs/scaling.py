@@ -15,7 +15,7 @@ from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
 
 DOCUMENT, DEFAULT = Path(__file__).with_suffix(".md"), Path(__file__).parents[1] / "configs" / "default.yaml"
-HALF, SINGLE = ("E, G", "D", "frozen D", "VGG", "separation"), ("penalty", "Gram")  # parts in fp16; fp32
+HALF, SINGLE = ("E, G", "D", "frozen D", "VGG"), ("penalty", "Gram")  # parts in fp16; fp32
 GPUS, BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256), ((100, 25), (128, 16))  # and the largest micro-batch of each
 # V100 SXM2: peaks, and the share of them that convolutions reach (low, assumed, high).
 HALF_PEAK, HALF_SHARES = 125e12, (0.10, 0.20, 0.30)
