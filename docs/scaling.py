@@ -24,8 +24,8 @@ MEMORY_RATE, STATE_PASSES = 900e9 * 0.7, 20  # over 4 bytes per trained paramete
 HOST_CALLS, HOST_CALL = 2700, 5e-6  # ATen calls per micro-batch without the optimizers; host seconds for each
 # Bus bandwidth in a node and of one EDR port; latency of a hop; all-reduces, the share of a backward that hides them.
 NODE, NVLINK, PORT, NVLINK_HOP, NETWORK_HOP, TCP_HOP = 8, 130e9, 12.5e9 * 0.85, 3e-6, 6e-6, 30e-6
-BUCKETS, OVERLAP = 5, 0.5
-TAIL = {"D": 11.0e6, "EG": 38.3e6}  # bytes of the last all-reduce, never hidden
+BUCKETS, OVERLAP = 6, 0.5
+TAIL = {"D": 11.0e6, "EG": 11.1e6}  # bytes of the last all-reduce, never hidden
 # CelebA, 178 x 218: img_align_celeba.zip is 1.44 GB for 202,599 files; a .json with 40 attributes.
 JPEG, METADATA, DECODED_PER_CORE, DISK_RATE, HASH_RATE = 7125, 830, 1200.0, 1e9, 0.5e9
 SAMPLE = 1024 + (JPEG + 256) + -(-METADATA // 512) * 512  # in a tar: two headers, both padded to 512

@@ -76,13 +76,13 @@ def test_parameters_and_flop_at_full_size() -> None:
 
     critic = convolutions((1024, 512, 256, 128, 64, 3), 4)
     spread = 64 * 2 * 64 * 16 * (16 + 64)  # 64 channels from 16 x 16 to 64 x 64, one axis at a time
-    styles = 3 * 2 * 64 * 204
-    encoder = convolutions((412, 512, 256, 128, 64, 3), 4) + styles
-    drawing = convolutions((204, 512, 256, 128, 64, 3), 4) + convolutions((208, 512, 256), 4)
+    styles = 3 * 2 * 64 * 64
+    encoder = convolutions((832, 512, 256, 128, 64, 3), 4) + styles
+    drawing = convolutions((624, 512, 256, 128, 64, 3), 4) + convolutions((208, 512, 256), 4)
     generator = drawing + 2 * 256 * 64 * 16**2 + styles
     # Shortcuts between uneven numbers of channels: in E, then in G.
     of_pixels = 2 * 12 * 64 * 64**2
-    of_e, of_g = 2 * 16 * 2048 * 412 + of_pixels, 2 * 16 * 2048 * (204 + 208) + of_pixels
+    of_e, of_g = 2 * 16 * 2048 * 832 + of_pixels, 2 * 16 * 2048 * (624 + 208) + of_pixels
     linear, first = 2 * 1024 * 4 * 4, 2 * 16 * 3 * 64 * 64**2  # the first layer hands no gradient to its pixels
     forward = encoder + 2 * generator
     fixed = 5 * spread + of_e + 2 * of_g  # products with constants: the backward is one more
