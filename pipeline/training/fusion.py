@@ -146,8 +146,10 @@ class FusionStage:
             scores = self.critic.score(fused)
             with torch.no_grad():
                 features_a = self.perceptual(images)
-            seen = [fused] if flipped is None else [fused, flipped, rolled(reconstruction)[: self.flipped_pairs + 1]]
-            all_features = self.perceptual(torch.cat(seen))
+            seen = fused
+            if flipped is not None:
+                seen = torch.cat([fused, flipped, rolled(reconstruction)[: self.flipped_pairs + 1]])
+            all_features = self.perceptual(seen)
         features = [each[: len(fused)] for each in all_features]
         content, style = torch.zeros_like(scores), torch.zeros_like(scores)
         per_layer = {}
