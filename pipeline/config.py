@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline import overrides
 from pipeline.errors import UserError
-from pipeline.invalid import describe
+from pipeline.invalid import describe, divisors
 
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The tapped layers of the perceptual network, METHOD (4) and (5)."""
@@ -162,6 +162,8 @@ class LossWeights(Section):
     style: Weight = 5e4
     reconstruction: Weight = 30.0
     total_variation: Weight = 1.0
+    ssim: Weight = 0.0
+    """Not METHOD's: of 1 - SSIM of A' and B'; beside (10), whose weight is 1, `reconstruction` divides it; 0: left out."""
     separation: Weight = 0.0
     """Not METHOD's: of 1 - own share + leakage, what `evaluate` measures of elements flipped alone; 0: left out."""
 
@@ -282,6 +284,8 @@ class Config(Section):
             raise ValueError(
                 f"fusion.separation_pairs: must be under training.micro_batch_size, {self.training.micro_batch_size}"
             )
+        if self.loss_weights.ssim and not self.loss_weights.reconstruction:
+            raise ValueError("loss_weights.ssim: needs loss_weights.reconstruction above 0, beside which it weighs")
         if (reading == "map") != (matrix is not None):
             raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")
         if matrix is not None:
@@ -302,10 +306,6 @@ class Config(Section):
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""
         return self.model_dump(mode="json")
-
-
-def divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def load(path: Path | None, settings: list[str] | None = None) -> Config:

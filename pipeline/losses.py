@@ -11,6 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WINDOW, WINDOW_DEVIATION = 5, 1.5
+"""Of SSIM: pixels on each side of a window's centre, and the deviation of its Gaussian."""
+SSIM_FLOORS = ((0.01 * 2) ** 2, (0.03 * 2) ** 2)
+"""Of SSIM, for images whose range is 2."""
 TINY_DISTANCE, DEAD_SQUARE = 1e-12, 1e-4
 """Of `separation`: added to a squared distance, and to a ratio of two, before these divide: no NaN at 0."""
 
@@ -23,6 +27,28 @@ def wide(tensor: Tensor) -> Tensor:
 def reconstruction(output: Tensor, target: Tensor) -> Tensor:
     """L1 of (7) and (10), mean over C x H x W. Both (B, C, H, W) -> (B,)."""
     return (wide(output) - wide(target)).abs().mean(dim=(1, 2, 3))
+
+
+def structural_similarity(output: Tensor, target: Tensor) -> Tensor:
+    """SSIM (Wang et al. 2004): means over Gaussian windows of 11 x 11, reflected at edges. Its term, ours, is 1 - SSIM.
+
+    As torchmetrics has it, which `evaluate` uses; but as products, which are fast and a GPU repeats bit for bit, and in
+    float64, since variances are small differences and float32 products may be rounded to TF32.
+
+    Both (B, C, S, S), S > 5, -> (B,).
+    """
+    side, device = output.shape[-1], output.device
+    place = torch.arange(-WINDOW, WINDOW + 1, dtype=torch.float64, device=device)
+    bell = torch.exp(-place.square() / (2 * WINDOW_DEVIATION**2))
+    unit = F.pad(torch.eye(side, dtype=torch.float64, device=device)[:, None], (WINDOW, WINDOW), mode="reflect")
+    along = F.conv1d(unit, (bell / bell.sum())[None, None])[:, 0]  # (S, S): what each pixel weighs in each window
+    with torch.autocast(device.type, enabled=False):
+        x, y = output.double(), target.double()
+        x_mean, y_mean, xx, yy, xy = (along.T @ each @ along for each in (x, y, x * x, y * y, x * y))
+    product, squares = x_mean * y_mean, x_mean.square() + y_mean.square()
+    near = (2 * product + SSIM_FLOORS[0]) / (squares + SSIM_FLOORS[0])
+    alike = (2 * (xy - product) + SSIM_FLOORS[1]) / (xx + yy - squares + SSIM_FLOORS[1])
+    return (near * alike).mean(dim=(1, 2, 3)).to(wide(output).dtype)
 
 
 def total_variation(images: Tensor) -> Tensor:

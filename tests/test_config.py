@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline import config as configuration
+from pipeline import invalid
 from pipeline.config import Config
 from pipeline.errors import UserError
 
@@ -143,6 +144,7 @@ def test_overrides_that_are_not_yaml(override: str) -> None:
         ("fusion.mixture.uniform=0.5", "fusion.mixture.*: the shares add up to 1.2; they must add up to 1"),
         ("fusion.mixture.uniform=1.5", "fusion.mixture.uniform: Input should be less than or equal to 1"),
         ("model.elements=4", "fusion.reading: layerwise needs model.elements = 5, not 4"),
+        ('loss_weights={"ssim": 1, "reconstruction": 0}', "loss_weights.ssim: needs loss_weights.reconstruction above"),
         ("fusion.reading=map", "fusion.map: is given if and only if"),
         ("fusion.map=[[1, 1, 1, 1, 1]]", "fusion.map: is given if and only if"),
     ],
@@ -249,4 +251,4 @@ def test_importing_does_not_import_torch(module: str) -> None:
 
 
 def test_divisors() -> None:
-    assert configuration.divisors(12) == [1, 2, 3, 4, 6, 12] and configuration.divisors(7) == [1, 7]
+    assert invalid.divisors(12) == [1, 2, 3, 4, 6, 12] and invalid.divisors(7) == [1, 7]

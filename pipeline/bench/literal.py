@@ -27,7 +27,7 @@ class LiteralStage:
             "autoencoder": setup.runtime.optimizer(self.model, plain),
             "discriminator": setup.runtime.optimizer(self.critic, plain),
         }
-        self.weights = setup.config.loss_weights.model_dump(exclude={"separation"})  # not METHOD's
+        self.weights = setup.config.loss_weights.model_dump(exclude={"ssim", "separation"})  # not METHOD's
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """On the first micro-batch as A and, in another order, as B."""

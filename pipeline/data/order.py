@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.config import divisors
+from pipeline.invalid import divisors
 from pipeline.errors import UserError
 
 

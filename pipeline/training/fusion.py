@@ -21,7 +21,7 @@ from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
 from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
-from pipeline.training.loop import Setup, restore
+from pipeline.training.loop import Setup, Sums, restore
 
 SHOWN_PAIRS, STRIP = 4, 6
 """Held-out pairs in the fusion strip, and images from A to B in each."""
@@ -66,8 +66,9 @@ class FusionStage:
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         self.weights, self.layer_weights = config.loss_weights.model_dump(), config.perceptual.layer_weights
         self.flipped_pairs = config.fusion.separation_pairs if self.weights["separation"] else 0
-        if not self.flipped_pairs:
-            del self.weights["separation"]
+        for ours in ("ssim", "separation"):
+            if not self.weights[ours]:
+                del self.weights[ours]
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
         ).to(self.runtime.device)
@@ -133,9 +134,7 @@ class FusionStage:
             sums.add({"loss/autoencoder": losses.reconstruction(output.reconstruction, micro.images)})
         self.critic.requires_grad_(True)
         norm = self.runtime.apply(self.optimizers["autoencoder"], "train, autoencoder")
-        means = sums.means()
-        weighted = {f"loss_weighted/{name}": weight * means[f"loss/{name}"] for name, weight in self.weights.items()}
-        return {**means, **weighted, "gradient_norm/autoencoder": norm}
+        return {**sums.weighted_means(self.weights), "gradient_norm/autoencoder": norm}
 
     def _terms(self, micro: Inputs, output: FusionOutput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The terms of (11), (m,) each, by the names of the weights; and the perceptual ones by layer."""
@@ -175,6 +174,8 @@ class FusionStage:
             "reconstruction": 2 * losses.reconstruction(reconstruction, images) + endpoints,
             "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(reconstruction),
         }
+        if "ssim" in self.weights:
+            terms["ssim"] = 2 * (1 - losses.structural_similarity(reconstruction, images))
         if flipped is not None:
             terms["separation"] = self._separation([each[len(fused) :] for each in all_features])
         return terms, per_layer
@@ -235,18 +236,3 @@ def _endpoint_reconstruction(fused: Tensor, images: Tensor, lambda_: Tensor) -> 
     is_a, is_b = (flat == 1).all(1), (flat == 0).all(1)
     to_a, to_b = losses.reconstruction(fused, images), losses.reconstruction(fused, rolled(images))
     return is_a * to_a + is_b * to_b
-
-
-class Sums:
-    """Means of terms over the micro-batches of a step."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach().mean()
-
-    def means(self) -> dict[str, Tensor]:
-        return {name: value / self.count for name, value in self.sums.items()}

@@ -84,6 +84,26 @@ class Setup:
         )
 
 
+class Sums:
+    """Means of terms over the micro-batches of a step."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0) + value.detach().mean()
+
+    def means(self) -> dict[str, Tensor]:
+        return {name: value / self.count for name, value in self.sums.items()}
+
+    def weighted_means(self, weights: dict[str, float]) -> dict[str, Tensor]:
+        """`means`, and each loss/NAME times its weight as loss_weighted/NAME."""
+        means = self.means()
+        return means | {f"loss_weighted/{name}": weight * means[f"loss/{name}"] for name, weight in weights.items()}
+
+
 def run(stage: Stage, setup: Setup) -> None:
     """Train `stage` from its newest checkpoint, or from its beginning, to its last step.
 

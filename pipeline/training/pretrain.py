@@ -1,4 +1,4 @@
-"""Pre-training of E and G as an autoencoder, METHOD (10)."""
+"""Pre-training of E and G as an autoencoder, METHOD (10); beside it, if asked for, structural similarity."""
 
 import torch
 from PIL.Image import Image
@@ -8,14 +8,14 @@ from pipeline import losses, pictures
 from pipeline.data.loader import MicroBatch
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
-from pipeline.training.loop import Setup
+from pipeline.training.loop import Setup, Sums
 
 SHOWN = 8
 """Held-out faces in the picture of reconstructions."""
 
 
 class PretrainStage:
-    """One step: E and G minimise ||G(E(A)) - A||_1."""
+    """One step: E and G minimise ||G(E(A)) - A||_1, and by a weight of its own 1 - SSIM."""
 
     name = "pretrain"
 
@@ -29,23 +29,28 @@ class PretrainStage:
         rate = config.optimizer.pretrain_learning_rate
         self.optimizers = {"autoencoder": self.runtime.optimizer(module, config.optimizer, rate)}
         self.modules = self.average.modules()
+        self.weights = {"autoencoder": 1.0}
+        if config.loss_weights.ssim:
+            self.weights["ssim"] = config.loss_weights.ssim / config.loss_weights.reconstruction
 
     def begin(self) -> None:
         pass
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
-        total = torch.zeros((), device=self.runtime.device)
+        sums = Sums(len(batch))
         for place, micro in enumerate(batch, 1):
             images = self.runtime.images(micro)
             with self.runtime.accumulating(self.autoencoder, more=place < len(batch)):
                 output = self.autoencoder(images)
-                loss = losses.reconstruction(output.reconstruction, images).mean() / len(batch)
-                self.runtime.backward(loss)
-            total += loss.detach()
+                terms = {"autoencoder": losses.reconstruction(output.reconstruction, images)}
+                if "ssim" in self.weights:
+                    terms["ssim"] = 1 - losses.structural_similarity(output.reconstruction, images)
+                total = losses.weighted_total(terms, self.weights)
+                self.runtime.backward(total / len(batch))
+            sums.add({f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total})
         norm = self.runtime.apply(self.optimizers["autoencoder"], "pretrain")
         self.average.update(step + 1)
-        terms = dict.fromkeys(("loss/autoencoder", "loss_weighted/autoencoder", "loss/total"), total)
-        return {**terms, "gradient_norm/autoencoder": norm}
+        return {**sums.weighted_means(self.weights), "gradient_norm/autoencoder": norm}
 
     def settle(self) -> None:
         device = self.runtime.device

@@ -10,16 +10,18 @@ from running import Trained, batch_of, new_setup, tiny_config
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.losses import structural_similarity
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 
 WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
-SEPARATION, RESIDUAL = 7.0, ("model.norm=none", "model.blocks=residual")
+SSIM, SEPARATION, RESIDUAL = 30.0, 7.0, ("model.norm=none", "model.blocks=residual")
 READINGS = {
     "layerwise": ("model.elements=5",),
     "layer weights": ("perceptual.layer_weights=[1,10,40,0.5,0]",),
     "shared": ("fusion.reading=shared", "model.elements=3"),
     "map": ("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
+    "ssim": (f"loss_weights.ssim={SSIM}",),
     "separation": (f"loss_weights.separation={SEPARATION}", "fusion.separation_pairs=1", *RESIDUAL),
     "endpoints": ("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
     "spatial": (
@@ -31,6 +33,7 @@ READINGS = {
         *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")),
     ),
 }
+OURS = {"ssim": SSIM, "separation": SEPARATION}
 OWNERS = {"map": [[1, 0.5, 0.5, 0, 0.2], [0, 0.5, 0.5, 1, 0.8]], "shared": [[1 / 3] * 5] * 3}
 
 
@@ -94,7 +97,7 @@ def expected_terms(
     reconstruction, fused, _ = autoencoder(images, lambda_)
     scores = critic.score(fused)
     features_real, features_fused = stage.perceptual(images), stage.perceptual(fused)
-    terms: dict[str, list[Tensor]] = {name: [] for name in WEIGHTS}
+    terms: dict[str, list[Tensor]] = {name: [] for name in (*WEIGHTS, "ssim")}
     for i in range(len(images)):
         a, b, c = images[i], images[i - 1], fused[i]
         a_again, b_again = reconstruction[i], reconstruction[i - 1]
@@ -122,6 +125,8 @@ def expected_terms(
         terms["content"].append(content)
         terms["style"].append(style)
         terms["reconstruction"].append((a_again - a).abs().mean() + (b_again - b).abs().mean() + r)
+        of_a, of_b = (structural_similarity(x[None], y[None]).sum() for x, y in ((a_again, a), (b_again, b)))
+        terms["ssim"].append(2 - of_a - of_b)
         terms["total_variation"].append((variation(c) + variation(a_again) + variation(b_again)) / c.numel())
     found = {name: torch.stack(values).mean() for name, values in terms.items()}
     return found | ({"separation": expected_separation(stage, autoencoder, images)} if stage.flipped_pairs else {})
@@ -178,7 +183,7 @@ def test_one_step_is_the_method(
     # Then E and G, against D as it is after its step.
     owners = torch.tensor(OWNERS.get(reading, torch.eye(5).tolist()))
     expected = [expected_terms(stage, stage.critic, autoencoder, each, owners) for each in micros]
-    weights = WEIGHTS | ({"separation": SEPARATION} if reading == "separation" else {})
+    weights = WEIGHTS | {name: weight for name, weight in OURS.items() if name == reading}
     means = {name: torch.stack([each[name] for each in expected]).mean() for name in weights}
     total = torch.stack([weight * means[name] for name, weight in weights.items()]).sum()
     autoencoder.zero_grad()

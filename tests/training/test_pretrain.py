@@ -7,6 +7,7 @@ import pytest
 import torch
 from running import Trained, batch_of, new_setup, tiny_config
 
+from pipeline.losses import structural_similarity
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.training.pretrain import PretrainStage
 
@@ -15,9 +16,13 @@ def new_stage(trained: Trained, folder: Path, *overrides: str) -> PretrainStage:
     return PretrainStage(new_setup(tiny_config(folder / "run", trained.shards, *overrides)))
 
 
+@pytest.mark.parametrize("ssim", [0, 60])
 @pytest.mark.parametrize("micro", [4, 2])
-def test_one_step_minimises_the_mean_absolute_difference(trained: Trained, tmp_path: Path, micro: int) -> None:
-    stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}")
+def test_one_step_minimises_the_mean_absolute_difference(
+    trained: Trained, tmp_path: Path, micro: int, ssim: float
+) -> None:
+    """And, if asked for, 1 - SSIM by its share of the weight of fusion training's reconstruction, which is 30."""
+    stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}", f"loss_weights.ssim={ssim}")
     module = stage.average.trained
     reference: FusionAutoencoder = copy.deepcopy(module)
     chosen = stage.setup.config.optimizer
@@ -26,18 +31,25 @@ def test_one_step_minimises_the_mean_absolute_difference(trained: Trained, tmp_p
     assert len(batch) == 4 // micro
     terms = stage.step(0, batch)
 
-    losses = []
+    differences, totals = [], []
     for each in batch:
         assert each.flips is not None
         mirrored = [image.flip(-1) if flip else image for image, flip in zip(each.images, each.flips, strict=True)]
         images = torch.stack(mirrored).float() / 127.5 - 1
-        losses.append((reference.generator(reference.encoder(images)) - images).abs().mean())
-    expected = torch.stack(losses).mean()
+        again = reference.generator(reference.encoder(images))
+        differences.append((again - images).abs().mean())
+        totals.append(differences[-1] + ssim / 30 * (1 - structural_similarity(again, images).mean()))
+    difference, expected = torch.stack(differences).mean(), torch.stack(totals).mean()
     expected.backward()
     gradients = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
     adam.step()
-    for name in ("loss/autoencoder", "loss_weighted/autoencoder", "loss/total"):
-        torch.testing.assert_close(terms[name], expected.detach())
+    for name in ("loss/autoencoder", "loss_weighted/autoencoder"):
+        torch.testing.assert_close(terms[name], difference.detach())
+    torch.testing.assert_close(terms["loss/total"], expected.detach())
+    if ssim:
+        torch.testing.assert_close(terms["loss_weighted/ssim"], (expected - difference).detach())
+    else:
+        assert "loss/ssim" not in terms
     torch.testing.assert_close(terms["gradient_norm/autoencoder"], gradients.norm(), rtol=1e-4, atol=0)
     for (name, ours), theirs in zip(module.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=chosen.learning_rate / 100, msg=name)
