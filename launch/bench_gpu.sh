@@ -13,7 +13,8 @@ out=$1 shards=${2:-} half=${BENCH_HALF:-bf16} steps=${BENCH_STEPS:-10}
 mkdir -p "$out" && : >"$out/tables.md"
 
 fixed="--config $(dirname "$0")/../configs/default.yaml --set training.global_batch_size=100"
-fixed+=" --set training.micro_batch_size=100 --set loss_weights.separation=0 ${BENCH_ARGS:-}" # METHOD's losses
+fixed+=" --set training.micro_batch_size=100 --set loss_weights.ssim=0 --set loss_weights.separation=0" # METHOD's losses
+fixed+=" ${BENCH_ARGS:-}"
 
 bench() { # NAME OPTION...: one table, one JSON; a run that fails says why there, and the others go on
   local name=$1
@@ -37,7 +38,7 @@ amp="--set training.mixed_precision=$half"
   bench "$half, fused Adam" $plain $amp --set optimizer.fused=true
   bench "$half, all but the compiler" $amp --check --profile
   bench "$half, penalty every 4" $amp --set penalty.every=4
-  bench "$half, with separation" $amp --set loss_weights.separation=60
+  bench "$half, with ssim and separation" $amp --set loss_weights.ssim=60 --set loss_weights.separation=60
   bench "$half, compiled" $amp --set speed.compile=default --check
   bench "$half, compiled, CUDA graphs" $amp --set speed.compile=reduce-overhead --check
   for size in 25 50 200 400; do

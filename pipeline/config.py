@@ -16,6 +16,8 @@ from pipeline.invalid import describe, divisors
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The tapped layers of the perceptual network, METHOD (4) and (5)."""
 STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
+NOT_METHODS = ("ssim", "separation")
+"""Loss weights of terms that METHOD does not have: 0 leaves such a term out."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -155,7 +157,7 @@ class FusionConfig(Section):
 
 
 class LossWeights(Section):
-    """w1 .. w5 of METHOD (11). Those of the perceptual terms belong to `perceptual.feature_scale`."""
+    """w1 .. w5 of METHOD (11), and ours. Those of the perceptual terms belong to `perceptual.feature_scale`."""
 
     adversarial: Weight = 1.0
     content: Weight = 3.0
@@ -163,9 +165,9 @@ class LossWeights(Section):
     reconstruction: Weight = 30.0
     total_variation: Weight = 1.0
     ssim: Weight = 0.0
-    """Not METHOD's: of 1 - SSIM of A' and B'; beside (10), whose weight is 1, `reconstruction` divides it; 0: left out."""
+    """Of 1 - SSIM of A' and B'; in pre-training, where (10) weighs 1, divided by `reconstruction`. 0: left out."""
     separation: Weight = 0.0
-    """Not METHOD's: of 1 - own share + leakage, what `evaluate` measures of elements flipped alone; 0: left out."""
+    """Of 1 - own share + leakage, what `evaluate` measures of elements flipped alone. 0: left out."""
 
 
 class OptimizerConfig(Section):
@@ -220,11 +222,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainingConfig":
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size "
-                f"{self.global_batch_size}; these do: {', '.join(str(m) for m in divisors(self.global_batch_size)[1:])}"
-            )
+        size, micro = self.global_batch_size, self.micro_batch_size
+        if size % micro:
+            do = ", ".join(map(str, divisors(size)[1:]))
+            raise ValueError(f"micro_batch_size: {micro} does not divide global_batch_size {size}; these do: {do}")
         return self
 
 
@@ -274,17 +275,16 @@ class Config(Section):
     @model_validator(mode="after")
     def _reading_fits(self) -> "Config":
         reading, matrix, elements = self.fusion.reading, self.fusion.map, self.model.elements
+        weights, micro = self.loss_weights, self.training.micro_batch_size
         if reading == "layerwise" and elements != len(LAYERS):
             raise ValueError(
                 f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; use `map` or `shared`"
             )
-        if self.loss_weights.separation and reading != "layerwise":
+        if weights.separation and reading != "layerwise":
             raise ValueError(f"loss_weights.separation: needs fusion.reading = layerwise, not {reading}")
-        if self.loss_weights.separation and self.fusion.separation_pairs >= self.training.micro_batch_size:
-            raise ValueError(
-                f"fusion.separation_pairs: must be under training.micro_batch_size, {self.training.micro_batch_size}"
-            )
-        if self.loss_weights.ssim and not self.loss_weights.reconstruction:
+        if weights.separation and self.fusion.separation_pairs >= micro:
+            raise ValueError(f"fusion.separation_pairs: must be under training.micro_batch_size, {micro}")
+        if weights.ssim and not weights.reconstruction:
             raise ValueError("loss_weights.ssim: needs loss_weights.reconstruction above 0, beside which it weighs")
         if (reading == "map") != (matrix is not None):
             raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")

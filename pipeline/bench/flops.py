@@ -59,10 +59,14 @@ def per_image(config: Config) -> dict[str, int]:
             return losses.style_of_grams(losses.gram_matrix(features), of_target, of_target, lambda_[:, 0])
 
         part("Gram matrices", lambda: torch.stack([style(f, t) for f, t in styles]).sum().backward())
+        if config.loss_weights.ssim:
+            again = output.reconstruction.detach().requires_grad_()
+            part("SSIM", lambda: losses.structural_similarity(again, real).sum().backward())
         if config.loss_weights.separation:
             part("separation", lambda: _separation(config, model, vgg), images=config.training.micro_batch_size)
         part(AGAIN, lambda: model(real, lambda_))
         part(PRETRAINING, lambda: model(real).reconstruction.sum().backward())
+        parts[PRETRAINING] += parts.get("SSIM", 0)
     return parts
 
 

@@ -13,7 +13,7 @@ from pipeline.bench import flops
 from pipeline.bench.exactness import errors
 from pipeline.bench.literal import LiteralStage
 from pipeline.bench.memory import peak_bytes
-from pipeline.config import Config
+from pipeline.config import NOT_METHODS, Config
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
 from pipeline.errors import UserError
@@ -74,7 +74,7 @@ def measure(
     Neither data nor weights are needed: the perceptual network takes random ones, which are as slow.
 
     Args:
-        literal: time METHOD's step coded as it reads, too; ours then goes without `separation`, which METHOD lacks.
+        literal: time METHOD's step coded as it reads, too; ours then goes without `ssim` and `separation`, which METHOD lacks.
         check: compare a step with the same in float64.
         profile: name the ten heaviest operations of a step.
 
@@ -85,7 +85,7 @@ def measure(
         UserError: the device, the precision or the batch cannot be had.
     """
     perceptual = config.perceptual.model_copy(update={"weights": "random", "feature_scale": "none"})
-    weights = config.loss_weights.model_copy(update={"separation": 0.0}) if literal else config.loss_weights
+    weights = config.loss_weights.model_copy(update=dict.fromkeys(NOT_METHODS, 0.0)) if literal else config.loss_weights
     config = config.model_copy(update={"perceptual": perceptual, "loss_weights": weights})
     runtime = Runtime(config.training, config.speed)
     no_images = cast(FaceImages, None)  # the steps are given theirs
