@@ -74,7 +74,7 @@ def measure(
     Neither data nor weights are needed: the perceptual network takes random ones, which are as slow.
 
     Args:
-        literal: time METHOD's step coded as it reads, too; ours then goes without `ssim` and `separation`, which METHOD lacks.
+        literal: time METHOD's step coded as it reads, too; ours then goes without the terms that METHOD lacks.
         check: compare a step with the same in float64.
         profile: name the ten heaviest operations of a step.
 

@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.invalid import divisors
 from pipeline.errors import UserError
+from pipeline.invalid import divisors
 
 
 class Stream(IntEnum):
