@@ -9,7 +9,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from pipeline import latents, losses
 from pipeline.config import CONTENT_LAYERS, LAYERS, STYLE_LAYERS, ModelConfig, PenaltyConfig
@@ -113,29 +112,6 @@ def test_every_equation(shape: tuple[int, ...], dtype: torch.dtype, tolerance: f
     for k, p in ((2.0, 6.0), (2.0, 2.0), (0.5, 3.0)):
         expected = np.array([k * np.linalg.norm(image.ravel(), 2) ** p for image in nx])
         agrees(losses.gradient_penalty(x, k, p), expected, tolerance * 10)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 3, 12, 12), (4, 3, 32, 32), (2, 1, 64, 64)])
-def test_structural_similarity_is_what_evaluation_measures(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x, a, b = three(shape)
-    x, y = (0.3 * x).to(dtype), (0.3 * a + 0.2 * x + 0.1 * b).to(dtype)
-    wanted = structural_similarity_index_measure(x.double(), y.double(), data_range=2.0, reduction="none")
-    assert isinstance(wanted, Tensor)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = losses.structural_similarity(x, y)
-    assert found.dtype == losses.wide(x).dtype
-    agrees(found, wanted.reshape(-1).numpy(), 1e-12 if dtype == torch.float64 else 1e-6)
-    agrees(losses.structural_similarity(x, x), np.ones(len(x)), 1e-9 if dtype == torch.float64 else 1e-6)
-
-
-def test_structural_similarity_has_the_library_gradient() -> None:
-    x, y = (0.3 * each for each in three((2, 3, 16, 16))[:2])
-    x.requires_grad_()
-    (ours,) = torch.autograd.grad(losses.structural_similarity(x, y).sum(), x)
-    wanted = structural_similarity_index_measure(x, y, data_range=2.0, reduction="sum")
-    assert isinstance(wanted, Tensor)
-    torch.testing.assert_close(ours, torch.autograd.grad(wanted, x)[0])
 
 
 def test_penalty_defaults_are_the_papers() -> None:
@@ -313,7 +289,7 @@ def stage() -> FusionStage:
     stage.perceptual = FewFeatures().double().requires_grad_(False)  # type: ignore[assignment]
     stage.runtime = SimpleNamespace(autocast=nullcontext)  # type: ignore[assignment]
     stage.owners = latents.owner_matrix("layerwise", 5, 5).double()
-    stage.layer_weights = LAYER_WEIGHTS
+    stage.layer_weights, stage.weights = LAYER_WEIGHTS, {}
     return stage
 
 
