@@ -16,7 +16,7 @@ from pipeline.invalid import describe, divisors
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The tapped layers of the perceptual network, METHOD (4) and (5)."""
 STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
-NOT_METHODS = ("ssim", "separation")
+NOT_METHODS = ("ssim", "separation", "path")
 """Loss weights of terms that METHOD does not have: 0 leaves such a term out."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -87,9 +87,8 @@ class ModelConfig(Section):
     norm: Norm = "batch"
     """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
     structure: Literal["channels", "bands", "pyramid"] = "channels"
-    """What an element is. `channels`: a group of them, the paper's. `bands`: a spatial band of the latent: elements 1
-    to 3 a third of its mean each, 5 its 2 x 2 layout, 4 the rest. `pyramid`: groups of channels, of which 5 draws the
-    layout and 4 the detail, and 1, 2, 3 set level and contrasts. See docs/method.md."""
+    """What an element is (docs/method.md). `channels`: a group of them, the paper's. `bands`: a spatial band of the
+    latent. `pyramid`: groups of channels, of which 5 draws the layout and 4 the detail; 1, 2, 3 set their contrasts."""
     discriminator_norm: Norm = "layer"
     """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
     discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
@@ -168,6 +167,8 @@ class LossWeights(Section):
     """Of 1 - SSIM of A' and B'; in pre-training, where (10) weighs 1, divided by `reconstruction`. 0: left out."""
     separation: Weight = 0.0
     """Of 1 - own share + leakage, what `evaluate` measures of elements flipped alone. 0: left out."""
+    path: Weight = 0.0
+    """Of those elements, which are not to lead back to A before they leave it. 0: left out."""
 
 
 class OptimizerConfig(Section):
@@ -188,8 +189,7 @@ class SpeedConfig(Section):
     """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused and data.cache."""
 
     channels_last: bool | None = None
-    """Keep images and feature maps with their channels innermost, as tensor cores want them; null: on GPUs, and on CPUs
-    those of the perceptual network, which gains by it there (D's penalty loses)."""
+    """Channels innermost, as tensor cores want them; null: on GPUs, and on CPUs in P alone (D's penalty loses)."""
     tf32: bool = True
     """Let tensor cores round the factors of float32 products to 10 bits, where the GPU can (not a V100)."""
     cudnn_benchmark: bool = True
@@ -197,8 +197,7 @@ class SpeedConfig(Section):
     keep_freed_memory: bool = True
     """On CPUs, with glibc: reuse the memory of freed tensors instead of asking the system for new pages each time."""
     compile: Literal["no", "default", "reduce-overhead"] = "no"
-    """torch.compile for E, G and the perceptual network, not D (its penalty is differentiated twice);
-    `reduce-overhead` also records CUDA graphs."""
+    """torch.compile for E, G and P, not D (its penalty is differentiated twice); `reduce-overhead`: CUDA graphs too."""
 
 
 def _yaml_no(value: Any) -> Any:
@@ -284,8 +283,9 @@ class Config(Section):
             raise ValueError(f"loss_weights.separation: needs fusion.reading = layerwise, not {reading}")
         if weights.separation and self.fusion.separation_pairs >= micro:
             raise ValueError(f"fusion.separation_pairs: must be under training.micro_batch_size, {micro}")
-        if weights.ssim and not weights.reconstruction:
-            raise ValueError("loss_weights.ssim: needs loss_weights.reconstruction above 0, beside which it weighs")
+        for ours, beside in (("ssim", "reconstruction"), ("path", "separation")):
+            if getattr(weights, ours) and not getattr(weights, beside):
+                raise ValueError(f"loss_weights.{ours}: needs loss_weights.{beside} above 0, beside which it weighs")
         if (reading == "map") != (matrix is not None):
             raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")
         if matrix is not None:

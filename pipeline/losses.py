@@ -146,19 +146,38 @@ def gradient_penalty(gradients: Tensor, k: float = 2.0, p: float = 6.0) -> Tenso
 
 
 def separation(moved: Tensor, whole: Tensor) -> Tensor:
-    """1 - own share + leakage, as `evaluation.effects.separation` measures them, pair by pair (ours).
+    """1 - own share + leakage, as `evaluation.effects.separation` measures them over all pairs together (ours).
 
     Args:
         moved: (B, N, L), N = L: squared distances d(C_n, A') on each layer with element n alone flipped from A to B.
         whole: (B, L): d(B', A').
 
     Returns:
-        (B,) in [0, 2]: 0 where every element moves the layer that it owns and no other; 2 - 2 / N by chance.
+        (B,), what each pair adds to the mean, which is in [0, 2]: 0 where every element moves the layer that it owns
+        and no other; 2 - 2 / N by chance. Pairs count by how far they are apart, as they do where it is measured.
     """
-    squares = moved / (whole[:, None] + TINY_DISTANCE) + DEAD_SQUARE
-    own_share = (squares / squares.sum(dim=1, keepdim=True)).diagonal(dim1=1, dim2=2).mean(dim=1)
-    kept = (squares / squares.sum(dim=2, keepdim=True)).diagonal(dim1=1, dim2=2).mean(dim=1)
+    squares = moved / (whole.mean(dim=0) + TINY_DISTANCE) + DEAD_SQUARE
+    means = squares.mean(dim=0)
+    own_share = (squares / means.sum(dim=0)).diagonal(dim1=1, dim2=2).mean(dim=1)
+    kept = (squares / means.sum(dim=1, keepdim=True)).diagonal(dim1=1, dim2=2).mean(dim=1)
     return 2 - own_share - kept
+
+
+def path(to_a: Tensor, to_start: Tensor, start_to_a: Tensor) -> Tensor:
+    """How squarely elements that leave A lead back to it first, on the way from A' to C_n, element n flipped (ours).
+
+    Where that way and the one from A' to A make an acute angle, C comes nearer to A before it leaves.
+
+    Args:
+        to_a, to_start: (B, N), squared distances d(C_n, A) and d(C_n, A'), of a space with an inner product.
+        start_to_a: (B,), d(A', A).
+
+    Returns:
+        (B,) in [0, 1]: the mean over elements of the angle's cosine, 0 where it is not acute.
+    """
+    start_to_a = start_to_a[:, None]
+    lengths = (to_start * start_to_a + TINY_DISTANCE).sqrt()
+    return ((to_start + start_to_a - to_a) / (2 * lengths)).clamp(min=0).mean(dim=1)
 
 
 def weighted_total(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:

@@ -158,6 +158,7 @@ def test_separation_needs_an_owner_of_every_layer_and_pairs() -> None:
     assert "separation: needs fusion.reading = layerwise, not shared" in refusal(on, "fusion.reading=shared")
     assert "separation_pairs: must be under training.micro_batch_size, 2" in refusal(on, "training.micro_batch_size=2")
     assert loaded("fusion.reading=shared", "training.micro_batch_size=2").loss_weights.separation == 0
+    assert "path: needs loss_weights.separation above 0" in refusal("loss_weights.path=1")
 
 
 def test_suggested_micro_batches_are_accepted() -> None:

@@ -46,12 +46,20 @@ class Point:
     """Each (B, C, H, W)."""
 
     def distance(self, other: "Point") -> Tensor:
-        """(B,): root of the mean over parts of the squares, summed over channels and averaged over places."""
+        """(B,): the root of `squared_distance`."""
+        return self.squared_distance(other).sqrt()
+
+    def squared_distance(self, other: "Point") -> Tensor:
+        """(B,): the mean over parts of the squares, summed over channels and averaged over places."""
         squares = [(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(self.parts, other.parts, strict=True)]
-        return torch.stack(squares).mean(dim=0).sqrt()
+        return torch.stack(squares).mean(dim=0)
 
     def __getitem__(self, index: slice) -> "Point":
         return Point([part[index] for part in self.parts])
+
+    def repeat(self, times: int) -> "Point":
+        """Every image `times` times, one after the other."""
+        return Point([part.repeat_interleave(times, dim=0) for part in self.parts])
 
 
 def perceptual_point(features: list[Tensor]) -> Point:

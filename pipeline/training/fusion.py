@@ -13,7 +13,7 @@ from pipeline.config import LAYERS, NOT_METHODS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.data.order import Stream, generator
 from pipeline.errors import UserError
-from pipeline.evaluation.distances import represented, represented_distances
+from pipeline.evaluation.distances import perceptual_point, represented, represented_distances
 from pipeline.evaluation.effects import effect_matrix
 from pipeline.models.autoencoder import FusionAutoencoder, FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
@@ -177,7 +177,10 @@ class FusionStage:
         if "ssim" in self.weights:
             terms["ssim"] = 2 * (1 - losses.structural_similarity(reconstruction, images))
         if flipped is not None:
-            terms["separation"] = self._separation([each[len(fused) :] for each in all_features])
+            of_flips = [each[len(fused) :] for each in all_features]
+            terms["separation"] = self._separation(of_flips)
+            if "path" in self.weights:
+                terms["path"] = self._path(of_flips, features_a)
         return terms, per_layer
 
     def _separation(self, features: list[Tensor]) -> Tensor:
@@ -188,6 +191,16 @@ class FusionStage:
         flipped = [each[: pairs * layers] for each in points]
         moved = represented_distances(flipped, [each.repeat_interleave(layers, dim=0) for each in at_a])
         return losses.separation(moved.unflatten(0, (pairs, layers)), represented_distances(at_b, at_a))
+
+    def _path(self, features: list[Tensor], features_a: list[Tensor]) -> Tensor:
+        """(pairs,), from the features that `_separation` has, and from those of A."""
+        pairs, layers = self.flipped_pairs, len(LAYERS)
+        seen, at_a = perceptual_point(features), perceptual_point([each[:pairs] for each in features_a])
+        flipped, start = seen[: pairs * layers], seen[-pairs:]
+        to_a, to_start = (
+            flipped.squared_distance(end.repeat(layers)).unflatten(0, (pairs, layers)) for end in (at_a, start)
+        )
+        return losses.path(to_a, to_start, start.squared_distance(at_a))
 
     def inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:
         """What `step` works on: images, and the draws of this step."""

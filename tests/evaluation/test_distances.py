@@ -35,3 +35,5 @@ def test_pixels_count_by_their_difference() -> None:
 def test_a_part_of_a_batch() -> None:
     a, b = (perceptual_point(features(seed)) for seed in range(2))
     torch.testing.assert_close(a[1:].distance(b[1:]), a.distance(b)[1:])
+    repeated, again = a.repeat(2), b.repeat(2)
+    torch.testing.assert_close(repeated.squared_distance(again), a.distance(b).square().repeat_interleave(2))

@@ -15,14 +15,19 @@ from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 
 WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
-SSIM, SEPARATION, RESIDUAL = 30.0, 7.0, ("model.norm=none", "model.blocks=residual")
+SSIM, SEPARATION, PATH, RESIDUAL = 30.0, 7.0, 5.0, ("model.norm=none", "model.blocks=residual")
 READINGS = {
     "layerwise": ("model.elements=5",),
     "layer weights": ("perceptual.layer_weights=[1,10,40,0.5,0]",),
     "shared": ("fusion.reading=shared", "model.elements=3"),
     "map": ("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
     "ssim": (f"loss_weights.ssim={SSIM}",),
-    "separation": (f"loss_weights.separation={SEPARATION}", "fusion.separation_pairs=1", *RESIDUAL),
+    "separation": (
+        f"loss_weights.separation={SEPARATION}",
+        f"loss_weights.path={PATH}",
+        "fusion.separation_pairs=1",
+        *RESIDUAL,
+    ),
     "endpoints": ("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
     "spatial": (
         "fusion.mixture.spatial=1",
@@ -33,7 +38,7 @@ READINGS = {
         *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")),
     ),
 }
-OURS = {"ssim": SSIM, "separation": SEPARATION}
+OURS = {"ssim": {"ssim": SSIM}, "separation": {"separation": SEPARATION, "path": PATH}}
 OWNERS = {"map": [[1, 0.5, 0.5, 0, 0.2], [0, 0.5, 0.5, 1, 0.8]], "shared": [[1 / 3] * 5] * 3}
 
 
@@ -129,11 +134,11 @@ def expected_terms(
         terms["ssim"].append(2 - of_a - of_b)
         terms["total_variation"].append((variation(c) + variation(a_again) + variation(b_again)) / c.numel())
     found = {name: torch.stack(values).mean() for name, values in terms.items()}
-    return found | ({"separation": expected_separation(stage, autoencoder, images)} if stage.flipped_pairs else {})
+    return found | (expected_of_flips(stage, autoencoder, images) if stage.flipped_pairs else {})
 
 
-def expected_separation(stage: FusionStage, autoencoder: Any, images: Tensor) -> Tensor:
-    """Of the first pair, as `evaluate` measures it."""
+def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> dict[str, Tensor]:
+    """Separation and path of the first pair, as `evaluate` measures them."""
     z_a, z_b = autoencoder.encoder(images[:1]), autoencoder.encoder(images[-1:])
 
     def points(z: Tensor) -> list[Tensor]:
@@ -147,7 +152,17 @@ def expected_separation(stage: FusionStage, autoencoder: Any, images: Tensor) ->
     squares = torch.stack([distances(z) for z in flips]) / distances(z_b)
     own_share = (squares.diagonal() / squares.sum(0)).mean()
     leakage = 1 - (squares.diagonal() / squares.sum(1)).mean()
-    return 1 - own_share + leakage
+
+    def seen(shown: Tensor) -> Tensor:
+        """Features of length 1 at every place, and every layer as heavy: the inner product is a path's."""
+        parts = [each[0] / each[0].norm(dim=0).clamp(min=1e-10) for each in stage.perceptual(shown)]
+        return torch.cat([part.flatten() / (5 * part[0].numel()) ** 0.5 for part in parts])
+
+    start = seen(autoencoder.generator(z_a))
+    ways = [seen(autoencoder.generator(z)) - start for z in flips]
+    back = seen(images[:1]) - start
+    cosines = torch.stack([way @ back / (way.norm() * back.norm()) for way in ways])
+    return {"separation": 1 - own_share + leakage, "path": cosines.clamp(min=0).mean()}
 
 
 @pytest.mark.parametrize("micro", [4, 2], ids=["whole", "accumulated"])
@@ -183,7 +198,7 @@ def test_one_step_is_the_method(
     # Then E and G, against D as it is after its step.
     owners = torch.tensor(OWNERS.get(reading, torch.eye(5).tolist()))
     expected = [expected_terms(stage, stage.critic, autoencoder, each, owners) for each in micros]
-    weights = WEIGHTS | {name: weight for name, weight in OURS.items() if name == reading}
+    weights = WEIGHTS | OURS.get(reading, {})
     means = {name: torch.stack([each[name] for each in expected]).mean() for name in weights}
     total = torch.stack([weight * means[name] for name, weight in weights.items()]).sum()
     autoencoder.zero_grad()
