@@ -16,8 +16,6 @@ from pipeline.invalid import describe, divisors
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The tapped layers of the perceptual network, METHOD (4) and (5)."""
 STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
-NOT_METHODS = ("ssim", "separation", "path")
-"""Loss weights of terms that METHOD does not have: 0 leaves such a term out."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -89,6 +87,8 @@ class ModelConfig(Section):
     structure: Literal["channels", "bands", "pyramid"] = "channels"
     """What an element is (docs/method.md). `channels`: a group of them, the paper's. `bands`: a spatial band of the
     latent. `pyramid`: groups of channels, of which 5 draws the layout and 4 the detail; 1, 2, 3 set their contrasts."""
+    refinement: bool = False
+    """Of a `pyramid`: a small U-Net on the features that its elements are put together to."""
     discriminator_norm: Norm = "layer"
     """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
     discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
@@ -100,6 +100,8 @@ class ModelConfig(Section):
             raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
         if self.structure != "channels" and self.elements != 5:
             raise ValueError(f"elements: {self.elements} with structure {self.structure}, which has 5 elements")
+        if self.refinement and self.structure != "pyramid":
+            raise ValueError(f"refinement: needs structure pyramid, not {self.structure}")
         return self
 
 
@@ -276,9 +278,7 @@ class Config(Section):
         reading, matrix, elements = self.fusion.reading, self.fusion.map, self.model.elements
         weights, micro = self.loss_weights, self.training.micro_batch_size
         if reading == "layerwise" and elements != len(LAYERS):
-            raise ValueError(
-                f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; use `map` or `shared`"
-            )
+            raise ValueError(f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; try map")
         if weights.separation and reading != "layerwise":
             raise ValueError(f"loss_weights.separation: needs fusion.reading = layerwise, not {reading}")
         if weights.separation and self.fusion.separation_pairs >= micro:

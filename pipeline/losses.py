@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+NOT_METHODS = ("ssim", "separation", "path")
+"""Terms that METHOD does not have: a weight of 0 leaves such a term out."""
 WINDOW, WINDOW_DEVIATION = 5, 1.5
 """Of SSIM: pixels on each side of a window's centre, and the deviation of its Gaussian."""
 SSIM_FLOORS = ((0.01 * 2) ** 2, (0.03 * 2) ** 2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import losses
-from pipeline.config import LAYERS, NOT_METHODS, STYLE_LAYERS
+from pipeline.config import LAYERS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
 from pipeline.training.loop import Setup
@@ -27,7 +27,7 @@ class LiteralStage:
             "autoencoder": setup.runtime.optimizer(self.model, plain),
             "discriminator": setup.runtime.optimizer(self.critic, plain),
         }
-        self.weights = setup.config.loss_weights.model_dump(exclude=set(NOT_METHODS))
+        self.weights = setup.config.loss_weights.model_dump(exclude=set(losses.NOT_METHODS))
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """On the first micro-batch as A and, in another order, as B."""

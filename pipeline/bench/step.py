@@ -13,10 +13,11 @@ from pipeline.bench import flops
 from pipeline.bench.exactness import errors
 from pipeline.bench.literal import LiteralStage
 from pipeline.bench.memory import peak_bytes
-from pipeline.config import NOT_METHODS, Config
+from pipeline.config import Config
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
 from pipeline.errors import UserError
+from pipeline.losses import NOT_METHODS
 from pipeline.training.fusion import FusionStage
 from pipeline.training.loop import Setup, Stage
 from pipeline.training.pretrain import PretrainStage

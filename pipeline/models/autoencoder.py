@@ -156,7 +156,8 @@ def deviation(band: Tensor) -> Tensor:
 class PyramidGenerator(Generator):
     """G whose elements enter at several resolutions (`pyramid`): the last features are put together from bands.
 
-    Element 5 draws the layout and 4 the detail; 3 and 2 set the contrast of these, 1 the level.
+    Element 5 draws the layout and 4 the detail; 3 and 2 set the contrast of these, 1 the level. None knows of another
+    before that; a refinement, behind it, sees them all.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -168,6 +169,8 @@ class PyramidGenerator(Generator):
         self.layout = blocks.hidden_stack([self.sizes[-1], *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
         self.layout.append(nn.Conv2d(channels[LAYOUT_BLOCKS], channels[-1], 1))
         self.body = blocks.up_stack([self.sizes[-2], *channels[1:]], *kinds)
+        refined = blocks.Refinement(channels[-1], config.kernel_size, config.norm) if config.refinement else None
+        self.refinement = refined or nn.Identity()
 
     def features(self, z: Tensor, held: Held) -> Tensor:
         *by_style, detail, cells = z.split(self.sizes, dim=1)
@@ -182,7 +185,7 @@ class PyramidGenerator(Generator):
             detail = held(block(detail))
         mean = cells.mean(dim=(2, 3), keepdim=True)
         smooth = spread(mean + level + (1 + of_layout) * (cells - mean))
-        return held(smooth + (1 + of_detail) * bands(last(detail)).detail)
+        return held(self.refinement(smooth + (1 + of_detail) * bands(last(detail)).detail))
 
     def last_held(self, image_size: int) -> int:
         return image_size // 2

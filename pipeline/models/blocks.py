@@ -55,6 +55,32 @@ class Residual(nn.Module):
         return output
 
 
+class Refinement(nn.Module):
+    """A small U-Net (Ronneberger et al. 2015) that adds to its input: at first nothing, its last weights being 0.
+
+    (B, C, h, w) -> (B, C, h, w), h and w multiples of 4.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, norm: Norm) -> None:
+        super().__init__()
+        pairs = list(itertools.pairwise([channels, 2 * channels, 4 * channels]))
+        last = up(2 * channels, channels, kernel_size, norm, nn.Identity())
+        for parameter in last[0].parameters():
+            nn.init.zeros_(parameter)
+        self.down = nn.ModuleList(down(*pair, kernel_size, norm) for pair in pairs)
+        self.up = nn.ModuleList(up(b, a, kernel_size, norm, nn.ReLU(inplace=True)) for a, b in pairs[:0:-1])
+        self.up.append(last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = []
+        for block in self.down:
+            inputs.append(x)
+            x = block(x)
+        for block in self.up:
+            x = block(x) + inputs.pop()
+        return x
+
+
 def residual_down(block: nn.Module, outputs: int) -> Residual:
     """`block` halves the resolution; its shortcut moves 2 x 2 pixels into channels."""
     return Residual(block, lambda x: fit_channels(functional.pixel_unshuffle(x, 2), outputs))

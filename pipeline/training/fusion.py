@@ -9,7 +9,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from pipeline import latents, losses, pictures
-from pipeline.config import LAYERS, NOT_METHODS, STYLE_LAYERS
+from pipeline.config import LAYERS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.data.order import Stream, generator
 from pipeline.errors import UserError
@@ -66,7 +66,7 @@ class FusionStage:
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         self.weights, self.layer_weights = config.loss_weights.model_dump(), config.perceptual.layer_weights
         self.flipped_pairs = config.fusion.separation_pairs if self.weights["separation"] else 0
-        for ours in NOT_METHODS:
+        for ours in losses.NOT_METHODS:
             if not self.weights[ours]:
                 del self.weights[ours]
         self.owners = latents.owner_matrix(

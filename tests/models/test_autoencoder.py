@@ -9,9 +9,11 @@ from torch.nn import functional
 
 from pipeline.config import ModelConfig
 from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, bands, rolled, spread
+from pipeline.models.blocks import Refinement
 
 OURS = {"blocks": "residual", "norm": "none", "structure": "pyramid"}
-RECIPES: list[dict[str, Any]] = [{}, OURS]
+REFINED = {**OURS, "refinement": True}
+RECIPES: list[dict[str, Any]] = [{}, OURS, REFINED]
 
 
 def model(base_channels: int = 2, **settings: Any) -> FusionAutoencoder:
@@ -120,7 +122,15 @@ def settled(batch: Tensor, **settings: Any) -> FusionAutoencoder:
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
     both(batch)
-    return both.eval()
+    return moved(both).eval()
+
+
+def moved(both: FusionAutoencoder) -> FusionAutoencoder:
+    """With a refinement, if it has one, that does something: a new one adds nothing."""
+    for block in both.generator.modules():
+        if isinstance(block, Refinement):
+            nn.init.normal_(block.up[-1][0].weight, std=0.1)
+    return both
 
 
 def square(size: int, first: int, last: int) -> Tensor:
@@ -260,11 +270,24 @@ def test_level_and_contrast_of_the_first_features_are_style() -> None:
         assert near == [n != moved for n in range(3)]
 
 
+@torch.no_grad()
+def test_elements_meet_in_a_refinement() -> None:
+    """Without one, what elements 4 and 5 do to the last features adds up; behind one it does not."""
+    batch = images(2)
+    for recipe, meet in ((OURS, False), (REFINED, True)):
+        both = moved(model(base_channels=8, **recipe)).eval()
+        z_a, z_b = both.encoder(batch).split(1)
+        flips = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+        a, four, five, both_of_b = both.generator.features(both.mix(z_a, z_b, flips), lambda x: x)
+        assert torch.allclose(four - a + five - a, both_of_b - a, rtol=1e-4, atol=1e-5) != meet
+
+
+@pytest.mark.parametrize("recipe", [OURS, REFINED])
 @pytest.mark.parametrize("size", [64, 128])
 @torch.no_grad()
-def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int) -> None:
+def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int, recipe: dict[str, Any]) -> None:
     batch = images(2, size)
-    both = model(base_channels=8, **OURS).eval()
+    both = moved(model(base_channels=8, **recipe)).eval()
     z_a = both.encoder(batch)
     mask = square(size, size // 4, size // 2)
     style_of_b = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0])
@@ -277,6 +300,7 @@ def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_parameter_gets_a_gradient(recipe: dict[str, Any]) -> None:
     both = model(**recipe)
+    moved(both)
     output = both(images(), torch.rand(4, 5))
     assert output.fused is not None
     output.fused.square().mean().backward()

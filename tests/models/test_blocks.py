@@ -57,6 +57,19 @@ def test_residual_stacks_have_the_same_shapes(base: int) -> None:
     assert blocks.up_stack(blocks.widths(base)[::-1], 4, "none", "residual")(z).shape == x.shape
 
 
+@pytest.mark.parametrize("kernel_size", [4, 5])
+@pytest.mark.parametrize("kind", ["batch", "layer", "none"])
+def test_a_refinement_begins_as_nothing(kernel_size: int, kind: Norm) -> None:
+    torch.manual_seed(0)
+    refinement, x = blocks.Refinement(3, kernel_size, kind), torch.randn(2, 3, 16, 16)
+    assert torch.equal(refinement(x), x)
+    nn.init.normal_(refinement.up[-1][0].weight)
+    moved = refinement(x) - x
+    assert moved.shape == x.shape and moved.abs().mean() > 1e-2
+    x[..., 0, 0] += 1
+    assert (refinement(x) - x - moved)[..., 6, 6].abs().max() > 1e-5  # it sees six pixels far
+
+
 def test_fitted_channels_are_averaged_or_repeated() -> None:
     x = torch.arange(12.0).view(1, 12, 1, 1)
     assert blocks.fit_channels(x, 4).flatten().tolist() == [1, 4, 7, 10]

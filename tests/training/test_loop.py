@@ -22,6 +22,7 @@ VARIANTS = {
     "no average, BatchNorm in D": ("training.ema_decay=0", "model.discriminator_norm=batch"),
     "channels last, bands": ("speed.channels_last=true", "penalty.every=2", "model.structure=bands"),
     "the recommended networks": ("model.structure=pyramid", "model.blocks=residual", "model.norm=none"),
+    "a refinement": ("model.structure=pyramid", "model.refinement=true"),
 }
 
 
