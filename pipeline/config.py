@@ -100,8 +100,8 @@ class ModelConfig(Section):
             raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
         if self.structure != "channels" and self.elements != 5:
             raise ValueError(f"elements: {self.elements} with structure {self.structure}, which has 5 elements")
-        if self.refinement and self.structure != "pyramid":
-            raise ValueError(f"refinement: needs structure pyramid, not {self.structure}")
+        if self.refinement and (self.structure != "pyramid" or self.base_channels == 1):
+            raise ValueError("refinement: needs structure pyramid, and base_channels over 1")
         return self
 
 

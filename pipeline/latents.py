@@ -4,6 +4,8 @@ Lambda has one value per element, and may vary over the rows and columns of the 
 Shapes: (N,), (B, N), (N, h, w) or (B, N, h, w), values in [0, 1].
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,17 @@ def pyramid_sizes(channels: int) -> tuple[int, ...]:
     style = channels // 16
     layout = (channels - 3 * style) // 4
     return (style, style, style, channels - 3 * style - layout, layout)
+
+
+def pyramid_parts(sizes: tuple[int, ...], memory: bool) -> list[int]:
+    """Channels of 1, 2, 3, of what 4 draws, what it remembers, what 5 draws, what it remembers.
+
+    With a memory, 4 and 5 both end in a copy of the first eighth of each style: (64, 64, 64, 624, 208) -> (64, 64, 64,
+    600, 24, 184, 24).
+    """
+    *styles, detail, layout = sizes
+    remembered = len(styles) * math.ceil(styles[0] / 8) if memory else 0
+    return [*styles, detail - remembered, remembered, layout - remembered, remembered]
 
 
 def expand(lambda_: Tensor, channels: int, height: int, width: int, sizes: tuple[int, ...] | None = None) -> Tensor:

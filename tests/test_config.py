@@ -126,7 +126,7 @@ def test_overrides_that_are_not_yaml(override: str) -> None:
         ("data.image_size=16", "data.image_size: 16 is not a power of two"),
         ("data.image_size=64.5", "data.image_size: Input should be a valid integer"),
         ("model.kernel_size=3", "model.kernel_size: Input should be 4 or 5, not 3"),
-        ("model.refinement=true", "model.refinement: needs structure pyramid, not channels"),
+        ("model.refinement=true", "model.refinement: needs structure pyramid, and base_channels over 1"),
         ("model.elements=0", "model.elements: Input should be greater than or equal to 1"),
         ("model.base_channels=0", "model.base_channels: Input should be greater than or equal to 1"),
         ("loss_weights.style=-1", "loss_weights.style: Input should be greater than or equal to 0"),

@@ -125,7 +125,8 @@ class PyramidEncoder(Encoder):
     """E whose elements 1 to 3 are level and contrasts of its first features, which go on without them (`pyramid`).
 
     Of the `Bands` of each channel element 1 gets the level, 2 the deviation of the detail, 3 that of the layout.
-    Elements 4 and 5 are what the other blocks find in detail and layout, both divided by their deviation.
+    Elements 4 and 5 are what the other blocks find in detail and layout, both divided by their deviation. For a
+    refinement each ends in a copy of the first channels of 1 to 3, by which it knows whose they were.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -133,7 +134,9 @@ class PyramidEncoder(Encoder):
         channels = blocks.widths(config.base_channels)
         sizes = latents.pyramid_sizes(channels[-1])
         self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in sizes[:STYLES])
-        channels[-1] = sum(sizes[STYLES:])
+        *_, detail, self.remembered, layout, _ = latents.pyramid_parts(sizes, memory=config.refinement)
+        self.drawing = [detail, layout]
+        channels[-1] = sum(self.drawing)
         self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -145,7 +148,14 @@ class PyramidEncoder(Encoder):
             x = block(x)
         measured = zip(self.styles, (level, of_detail, of_layout), strict=True)
         styles = [style(values.flatten(1))[..., None, None].expand(-1, -1, *x.shape[2:]) for style, values in measured]
-        return torch.cat([*styles, x], dim=1)
+        memory = first_channels(styles, self.remembered)
+        detail, layout = x.split(self.drawing, dim=1)
+        return torch.cat([*styles, detail, memory, layout, memory], dim=1)
+
+
+def first_channels(styles: list[Tensor], count: int) -> Tensor:
+    """As many of each, together `count`: STYLES of (B, c, ...) -> (B, count, ...)."""
+    return torch.cat([style[:, : count // STYLES] for style in styles], dim=1)
 
 
 def deviation(band: Tensor) -> Tensor:
@@ -157,26 +167,28 @@ class PyramidGenerator(Generator):
     """G whose elements enter at several resolutions (`pyramid`): the last features are put together from bands.
 
     Element 5 draws the layout and 4 the detail; 3 and 2 set the contrast of these, 1 the level. None knows of another
-    before that; a refinement, behind it, sees them all.
+    before that; a refinement, behind it, sees them all, and is told how far 1 to 3 are from what 4 and 5 remember: 0
+    where all are of one face, or all mixed alike.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)[::-1]
-        self.sizes = latents.pyramid_sizes(channels[0])
+        self.parts = latents.pyramid_parts(latents.pyramid_sizes(channels[0]), memory=config.refinement)
+        *styles, of_detail, self.remembered, of_layout, _ = self.parts
         kinds = (config.kernel_size, config.norm, config.blocks)
-        self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in self.sizes[:STYLES])
-        self.layout = blocks.hidden_stack([self.sizes[-1], *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
+        self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in styles)
+        self.layout = blocks.hidden_stack([of_layout, *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
         self.layout.append(nn.Conv2d(channels[LAYOUT_BLOCKS], channels[-1], 1))
-        self.body = blocks.up_stack([self.sizes[-2], *channels[1:]], *kinds)
-        refined = blocks.Refinement(channels[-1], config.kernel_size, config.norm) if config.refinement else None
-        self.refinement = refined or nn.Identity()
+        self.body = blocks.up_stack([of_detail, *channels[1:]], *kinds)
+        if config.refinement:
+            self.refinement = blocks.Refinement(channels[-1], 2 * self.remembered, config.kernel_size, config.norm)
 
     def features(self, z: Tensor, held: Held) -> Tensor:
-        *by_style, detail, cells = z.split(self.sizes, dim=1)
+        *by_style, detail, of_4, cells, of_5 = z.split(self.parts, dim=1)
+        by_style = [element.mean(dim=(2, 3), keepdim=True) for element in by_style]
         level, of_detail, of_layout = (
-            style(element.mean(dim=(2, 3)))[..., None, None]
-            for style, element in zip(self.styles, by_style, strict=True)
+            style(element.flatten(1))[..., None, None] for style, element in zip(self.styles, by_style, strict=True)
         )
         for block in self.layout:
             cells = held(block(cells))
@@ -185,7 +197,12 @@ class PyramidGenerator(Generator):
             detail = held(block(detail))
         mean = cells.mean(dim=(2, 3), keepdim=True)
         smooth = spread(mean + level + (1 + of_layout) * (cells - mean))
-        return held(self.refinement(smooth + (1 + of_detail) * bands(last(detail)).detail))
+        x = smooth + (1 + of_detail) * bands(last(detail)).detail
+        if self.remembered:
+            own = first_channels(by_style, self.remembered)
+            strange = functional.interpolate(torch.cat([own - of_4, own - of_5], dim=1), x.shape[-1])
+            x = self.refinement(x, strange)
+        return held(x)
 
     def last_held(self, image_size: int) -> int:
         return image_size // 2

@@ -58,11 +58,14 @@ class Residual(nn.Module):
 class Refinement(nn.Module):
     """A small U-Net (Ronneberger et al. 2015) that adds to its input: at first nothing, its last weights being 0.
 
-    (B, C, h, w) -> (B, C, h, w), h and w multiples of 4.
+    (B, C, h, w), and what it is told, (B, told, h, w) -> (B, C, h, w), h and w multiples of 4. At first what it is told
+    changes nothing either.
     """
 
-    def __init__(self, channels: int, kernel_size: int, norm: Norm) -> None:
+    def __init__(self, channels: int, told: int, kernel_size: int, norm: Norm) -> None:
         super().__init__()
+        self.told = nn.Conv2d(told, channels, 1, bias=False)
+        nn.init.zeros_(self.told.weight)
         pairs = list(itertools.pairwise([channels, 2 * channels, 4 * channels]))
         last = up(2 * channels, channels, kernel_size, norm, nn.Identity())
         for parameter in last[0].parameters():
@@ -71,11 +74,13 @@ class Refinement(nn.Module):
         self.up = nn.ModuleList(up(b, a, kernel_size, norm, nn.ReLU(inplace=True)) for a, b in pairs[:0:-1])
         self.up.append(last)
 
-    def forward(self, x: Tensor) -> Tensor:
-        inputs = []
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        inputs = [x]
+        x = x + self.told(told)
         for block in self.down:
-            inputs.append(x)
             x = block(x)
+            inputs.append(x)
+        inputs.pop()
         for block in self.up:
             x = block(x) + inputs.pop()
         return x

@@ -130,6 +130,7 @@ def moved(both: FusionAutoencoder) -> FusionAutoencoder:
     for block in both.generator.modules():
         if isinstance(block, Refinement):
             nn.init.normal_(block.up[-1][0].weight, std=0.1)
+            nn.init.normal_(block.told.weight)
     return both
 
 
@@ -242,8 +243,7 @@ def test_elements_are_level_contrasts_layout_and_detail() -> None:
     for contrast, drawing in ((2, 4), (3, 5)):
         by_contrast, by_drawing = last_features(contrast) - a, last_features(drawing) - a
         assert by_contrast.abs().max() > 1e-4 and by_drawing.abs().max() > 1e-3
-    sizes = both.generator.sizes
-    assert isinstance(sizes, tuple)
+    sizes = both.sizes
     flipped = z_a.flip(-1)
     styled = torch.cat([flipped[:, : sum(sizes[:3])], z_a[:, sum(sizes[:3]) :]], dim=1)
     torch.testing.assert_close(both.generator(styled), both.generator(z_a))
@@ -280,6 +280,22 @@ def test_elements_meet_in_a_refinement() -> None:
         flips = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
         a, four, five, both_of_b = both.generator.features(both.mix(z_a, z_b, flips), lambda x: x)
         assert torch.allclose(four - a + five - a, both_of_b - a, rtol=1e-4, atol=1e-5) != meet
+
+
+@torch.no_grad()
+def test_a_refinement_is_told_of_styles_that_are_another_faces() -> None:
+    both, batch, told = model(base_channels=16, **REFINED).eval(), images(2), list[Tensor]()
+    both.generator.refinement.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
+    z_a, z_b = both.encoder(batch).split(1)
+    flips = 1 - torch.eye(5)
+    both.fuse_latents(z_a, z_b, torch.cat([torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5), flips]))
+    alike, by_flip = told[0].split([3, 5])
+    assert alike.abs().max() < 1e-6
+    # Of 1, 2 and 3 two numbers each beside what 4 remembers, then beside what 5 does.
+    strange = by_flip.abs().amax((2, 3)).unflatten(1, (2, 3, 2)).amax(3) > 1e-4
+    styles = torch.eye(3, dtype=torch.bool)
+    assert torch.equal(strange[:3], styles[:, None].expand(3, 2, 3))
+    assert strange[3].tolist() == [[True] * 3, [False] * 3] and strange[4].tolist() == [[False] * 3, [True] * 3]
 
 
 @pytest.mark.parametrize("recipe", [OURS, REFINED])

@@ -61,13 +61,17 @@ def test_residual_stacks_have_the_same_shapes(base: int) -> None:
 @pytest.mark.parametrize("kind", ["batch", "layer", "none"])
 def test_a_refinement_begins_as_nothing(kernel_size: int, kind: Norm) -> None:
     torch.manual_seed(0)
-    refinement, x = blocks.Refinement(3, kernel_size, kind), torch.randn(2, 3, 16, 16)
-    assert torch.equal(refinement(x), x)
+    refinement, x = blocks.Refinement(3, 5, kernel_size, kind), torch.randn(2, 3, 16, 16)
+    nothing, told = torch.zeros(2, 5, 16, 16), torch.randn(2, 5, 16, 16)
+    assert torch.equal(refinement(x, told), x)
     nn.init.normal_(refinement.up[-1][0].weight)
-    moved = refinement(x) - x
+    moved = refinement(x, nothing) - x
     assert moved.shape == x.shape and moved.abs().mean() > 1e-2
+    assert torch.equal(refinement(x, told) - x, moved)
+    nn.init.normal_(refinement.told.weight)
+    assert torch.equal(refinement(x, nothing) - x, moved) and not torch.allclose(refinement(x, told) - x, moved)
     x[..., 0, 0] += 1
-    assert (refinement(x) - x - moved)[..., 6, 6].abs().max() > 1e-5  # it sees six pixels far
+    assert (refinement(x, nothing) - x - moved)[..., 6, 6].abs().max() > 1e-5  # it sees six pixels far
 
 
 def test_fitted_channels_are_averaged_or_repeated() -> None:
