@@ -157,12 +157,14 @@ def separation(moved: Tensor, whole: Tensor) -> Tensor:
     Returns:
         (B,), what each pair adds to the mean, which is in [0, 2]: 0 where every element moves the layer that it owns
         and no other; 2 - 2 / N by chance. Pairs count by how far they are apart, as they do where it is measured.
+        What an element moves its layer further than all elements together do counts as if it were another's: such a
+        change is no property of B, but a mark for the network that measures.
     """
-    squares = moved / (whole.mean(dim=0) + TINY_DISTANCE) + DEAD_SQUARE
+    unit = whole.mean(dim=0) + TINY_DISTANCE
+    squares, most = moved / unit + DEAD_SQUARE, whole / unit + DEAD_SQUARE
     means = squares.mean(dim=0)
-    own_share = (squares / means.sum(dim=0)).diagonal(dim1=1, dim2=2).mean(dim=1)
-    kept = (squares / means.sum(dim=1, keepdim=True)).diagonal(dim1=1, dim2=2).mean(dim=1)
-    return 2 - own_share - kept
+    own = squares.diagonal(dim1=1, dim2=2).minimum(most)
+    return 2 - (own / means.sum(dim=0)).mean(dim=1) - (own / means.sum(dim=1)).mean(dim=1)
 
 
 def path(to_a: Tensor, to_start: Tensor, start_to_a: Tensor) -> Tensor:

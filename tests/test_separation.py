@@ -9,8 +9,9 @@ from pipeline.evaluation import effects
 
 def test_separation_is_what_evaluation_measures() -> None:
     random = torch.Generator().manual_seed(3)
-    moved, whole = torch.rand(4, 5, 5, generator=random), 0.5 + torch.rand(4, 5, generator=random)
+    moved, whole = torch.rand(4, 5, 5, generator=random), 1 + torch.rand(4, 5, generator=random)
     moved[0] *= 10  # a pair far apart counts for more
+    whole[0] *= 10
     wanted = effects.separation((moved.mean(0) / whole.mean(0)).double().numpy())
     found = losses.separation(moved, whole)
     assert found.shape == (4,)
@@ -18,6 +19,13 @@ def test_separation_is_what_evaluation_measures() -> None:
     torch.testing.assert_close(found.mean().double(), expected, rtol=1e-3, atol=1e-3)
     assert losses.separation(torch.eye(5)[None], torch.ones(1, 5)).item() == pytest.approx(0, abs=2e-3)
     assert losses.separation(torch.ones(1, 5, 5), torch.ones(1, 5)).item() == pytest.approx(2 - 2 / 5)
+
+
+def test_separation_counts_what_goes_beyond_all_elements_as_if_it_moved_another_layer() -> None:
+    beyond, leaked = torch.diag(torch.tensor([1.0, 1, 4, 1, 1])), torch.eye(5)
+    leaked[2, 0] = 3
+    for moved in (beyond, leaked):
+        assert losses.separation(moved[None], torch.ones(1, 5)).item() == pytest.approx(2 * 0.75 / 5, abs=2e-3)
 
 
 def test_separation_of_equal_images_is_finite() -> None:

@@ -138,7 +138,7 @@ def expected_terms(
 
 
 def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> dict[str, Tensor]:
-    """Separation and path of the first pair, as `evaluate` measures them."""
+    """Separation and path of the first pair, as `evaluate` measures them; beyond all elements nothing is own."""
     z_a, z_b = autoencoder.encoder(images[:1]), autoencoder.encoder(images[-1:])
 
     def points(z: Tensor) -> list[Tensor]:
@@ -150,8 +150,9 @@ def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> d
 
     flips = [autoencoder.mix(z_a, z_b, 1 - torch.eye(5)[element]) for element in range(5)]
     squares = torch.stack([distances(z) for z in flips]) / distances(z_b)
-    own_share = (squares.diagonal() / squares.sum(0)).mean()
-    leakage = 1 - (squares.diagonal() / squares.sum(1)).mean()
+    own = squares.diagonal().clamp(max=1)
+    own_share = (own / squares.sum(0)).mean()
+    leakage = 1 - (own / squares.sum(1)).mean()
 
     def seen(shown: Tensor) -> Tensor:
         """Features of length 1 at every place, and every layer as heavy: the inner product is a path's."""
