@@ -200,8 +200,7 @@ class PyramidGenerator(Generator):
         x = smooth + (1 + of_detail) * bands(last(detail)).detail
         if self.remembered:
             own = first_channels(by_style, self.remembered)
-            strange = functional.interpolate(torch.cat([own - of_4, own - of_5], dim=1), x.shape[-1])
-            x = self.refinement(x, strange)
+            x = self.refinement(x, torch.cat([own - of_4, own - of_5], dim=1))
         return held(x)
 
     def last_held(self, image_size: int) -> int:

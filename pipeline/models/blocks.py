@@ -40,6 +40,12 @@ def up(inputs: int, outputs: int, kernel_size: int, norm: Norm, activation: nn.M
     return nn.Sequential(convolution, *_norm(norm, outputs), activation)
 
 
+def smooth_up(inputs: int, outputs: int, norm: Norm, activation: nn.Module) -> nn.Sequential:
+    """`up` as a 3 x 3 convolution of the enlarged input (Odena et al. 2016): an even input cannot become a grid."""
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")
+    return nn.Sequential(nn.Upsample(scale_factor=2), convolution, *_norm(norm, outputs), activation)
+
+
 class Residual(nn.Module):
     """A block added to a shortcut without parameters: its input, pixels moved into channels or back (Chen et al. 2024).
 
@@ -58,8 +64,8 @@ class Residual(nn.Module):
 class Refinement(nn.Module):
     """A small U-Net (Ronneberger et al. 2015) that adds to its input: at first nothing, its last weights being 0.
 
-    (B, C, h, w), and what it is told, (B, told, h, w) -> (B, C, h, w), h and w multiples of 4. At first what it is told
-    changes nothing either.
+    (B, C, h, w), and what it is told of larger places, (B, told, h / n, w / n) -> (B, C, h, w), h and w multiples of 4.
+    At first what it is told changes nothing either.
     """
 
     def __init__(self, channels: int, told: int, kernel_size: int, norm: Norm) -> None:
@@ -67,16 +73,16 @@ class Refinement(nn.Module):
         self.told = nn.Conv2d(told, channels, 1, bias=False)
         nn.init.zeros_(self.told.weight)
         pairs = list(itertools.pairwise([channels, 2 * channels, 4 * channels]))
-        last = up(2 * channels, channels, kernel_size, norm, nn.Identity())
-        for parameter in last[0].parameters():
+        last = smooth_up(2 * channels, channels, norm, nn.Identity())
+        for parameter in last[1].parameters():
             nn.init.zeros_(parameter)
         self.down = nn.ModuleList(down(*pair, kernel_size, norm) for pair in pairs)
-        self.up = nn.ModuleList(up(b, a, kernel_size, norm, nn.ReLU(inplace=True)) for a, b in pairs[:0:-1])
+        self.up = nn.ModuleList(smooth_up(b, a, norm, nn.ReLU(inplace=True)) for a, b in pairs[:0:-1])
         self.up.append(last)
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         inputs = [x]
-        x = x + self.told(told)
+        x = x + functional.interpolate(self.told(told), x.shape[-1])
         for block in self.down:
             x = block(x)
             inputs.append(x)

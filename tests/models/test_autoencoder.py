@@ -129,7 +129,7 @@ def moved(both: FusionAutoencoder) -> FusionAutoencoder:
     """With a refinement, if it has one, that does something: a new one adds nothing."""
     for block in both.generator.modules():
         if isinstance(block, Refinement):
-            nn.init.normal_(block.up[-1][0].weight, std=0.1)
+            nn.init.normal_(block.up[-1][1].weight, std=0.1)
             nn.init.normal_(block.told.weight)
     return both
 

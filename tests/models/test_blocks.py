@@ -62,9 +62,9 @@ def test_residual_stacks_have_the_same_shapes(base: int) -> None:
 def test_a_refinement_begins_as_nothing(kernel_size: int, kind: Norm) -> None:
     torch.manual_seed(0)
     refinement, x = blocks.Refinement(3, 5, kernel_size, kind), torch.randn(2, 3, 16, 16)
-    nothing, told = torch.zeros(2, 5, 16, 16), torch.randn(2, 5, 16, 16)
+    nothing, told = torch.zeros(2, 5, 4, 4), torch.randn(2, 5, 4, 4)
     assert torch.equal(refinement(x, told), x)
-    nn.init.normal_(refinement.up[-1][0].weight)
+    nn.init.normal_(refinement.up[-1][1].weight)
     moved = refinement(x, nothing) - x
     assert moved.shape == x.shape and moved.abs().mean() > 1e-2
     assert torch.equal(refinement(x, told) - x, moved)
@@ -72,6 +72,19 @@ def test_a_refinement_begins_as_nothing(kernel_size: int, kind: Norm) -> None:
     assert torch.equal(refinement(x, nothing) - x, moved) and not torch.allclose(refinement(x, told) - x, moved)
     x[..., 0, 0] += 1
     assert (refinement(x, nothing) - x - moved)[..., 6, 6].abs().max() > 1e-5  # it sees six pixels far
+
+
+@torch.no_grad()
+def test_smooth_up_draws_no_grid_of_an_even_input() -> None:
+    """As a transposed convolution does."""
+    torch.manual_seed(0)
+    even = torch.randn(1, 4, 1, 1).expand(1, 4, 8, 8)
+    inside, grid = (
+        up(even)[..., 3:-3, 3:-3]
+        for up in (blocks.smooth_up(4, 3, "none", nn.Identity()), blocks.up(4, 3, 4, "none", nn.Identity()))
+    )
+    assert inside.shape == grid.shape == (1, 3, 10, 10)
+    assert inside.std((2, 3)).max() < 1e-6 < 1e-2 < grid.std((2, 3)).min()
 
 
 def test_fitted_channels_are_averaged_or_repeated() -> None:
