@@ -23,6 +23,8 @@ class Region(NamedTuple):
     """(S, S) in [0, 1], 1 where B enters."""
     feather: int | None = None
     """Lay C over A', with an edge that fades over so many pixels to either side; None: C as generated."""
+    assumed: bool = False
+    """Nothing says where A's face is: it was taken to be aligned as CelebA's are."""
 
 
 def parse_lambda(text: str) -> list[float] | float:
@@ -65,11 +67,12 @@ def named_region(
     if name not in regions.NAMES:
         raise UserError(f"--region {name}: unknown; known are: {', '.join(regions.NAMES)}")
     height, width = images.read(photograph).shape[1:]
-    size, crop = bundle.image_size, bundle.config.data.crop
-    mask = regions.mask(name, landmarks.of_photograph(photograph, width, height, size, crop, given), size)
+    fit = width, height, bundle.image_size, bundle.config.data.crop
+    known = landmarks.of_photograph(photograph, *fit, given)
+    mask = regions.mask(name, known or landmarks.usual(*fit), bundle.image_size)
     if not mask.any():
         raise UserError(f"--region {name}: lies outside of the picture that is cut from {photograph}")
-    return Region(mask.to(bundle.device), feather)
+    return Region(mask.to(bundle.device), feather, assumed=known is None and name not in regions.HALVES)
 
 
 def masked_region(bundle: Bundle, path: Path, photograph: Path, feather: int | None = None) -> Region:

@@ -30,21 +30,25 @@ def of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -
     """Landmarks of an image of the shards, from its metadata; CelebA's usual ones where it has not all five."""
     landmarks, width, height = (metadata.get(key) for key in ("landmarks", "width", "height"))
     if not width or not height:
-        return fitted(regions.celeba(size, size), size, size, size)
+        return usual(size, size, size)
     if not landmarks or not set(regions.POINTS) <= set(landmarks):
-        landmarks = regions.celeba(width, height)
+        return usual(width, height, size, crop)
     return fitted(landmarks, width, height, size, crop)
+
+
+def usual(width: int, height: int, size: int, crop: int | None = None) -> Points:
+    """Landmarks of a photograph that is taken to be aligned as CelebA's are."""
+    return fitted(regions.celeba(width, height), width, height, size, crop)
 
 
 def of_photograph(
     photograph: Path, width: int, height: int, size: int, crop: int | None = None, given: Path | None = None
-) -> Points:
-    """Landmarks of a photograph in a file.
+) -> Points | None:
+    """Landmarks of a photograph in a file; None where none are known.
 
     Args:
         width, height: of the photograph as displayed.
-        given: the file with its landmarks; None: the one of its name and the ending .json, where that has any, else
-            CelebA's usual positions.
+        given: the file with its landmarks; None: the one of its name and the ending .json, where that has any.
 
     Raises:
         UserError: naming the file whose landmarks are missing or wrong.
@@ -52,7 +56,7 @@ def of_photograph(
     beside = photograph.with_suffix(".json")
     path = given or beside
     if given is None and not beside.exists():
-        return fitted(regions.celeba(width, height), width, height, size, crop)
+        return None
     try:
         metadata = json.loads(path.read_bytes())
     except OSError as error:
@@ -61,7 +65,7 @@ def of_photograph(
         raise UserError(f"{path}: not JSON; landmarks are kept as in the shards' .json files") from None
     metadata = metadata if isinstance(metadata, dict) else {}
     if given is None and not metadata.get("landmarks"):
-        return fitted(regions.celeba(width, height), width, height, size, crop)
+        return None
     landmarks = _checked(path, metadata.get("landmarks"))
     measured = (metadata.get("width", width), metadata.get("height", height))
     if measured != (width, height):

@@ -1,6 +1,7 @@
 """From weights to pictures and numbers."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +117,9 @@ def fuse(
     where = None
     if region is not None:
         where = fusing.named_region(opened, region, a, landmarks, feather)
+        if where.assumed:
+            place = f"{region} is where CelebA's alignment has it; --landmarks FILE places it"
+            print(f"fuse: {a} has no landmarks: {place}", file=sys.stderr)
     elif mask is not None:
         where = fusing.masked_region(opened, mask, a, feather)
     if strip is not None:
