@@ -168,7 +168,7 @@ class LossWeights(Section):
     ssim: Weight = 0.0
     """Of 1 - SSIM of A' and B'; in pre-training, where (10) weighs 1, divided by `reconstruction`. 0: left out."""
     separation: Weight = 0.0
-    """Of 1 - own share + leakage, what `evaluate` measures of elements flipped alone. 0: left out."""
+    """Of 1 - own share + leakage of elements flipped alone, as docs/method.md counts them. 0: left out."""
     path: Weight = 0.0
     """Of those elements, which are not to lead back to A before they leave it. 0: left out."""
 

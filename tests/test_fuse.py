@@ -216,7 +216,7 @@ def test_a_named_region_is_fused_where_the_landmarks_are(
     usual = landmarks.fitted(regions.celeba(40, 48), 40, 48, SIDE)
     here, there = (bundle.fuse(*pair, 0, regions.mask("mouth", points, SIDE)) for points in (found, usual))
     assert difference(here, there) > 3, "the places tell the pictures apart"
-    place = "mouth is where CelebA's alignment has it; --landmarks FILE places it"
+    place = "--region mouth is where CelebA's alignment has it; --landmarks FILE places it"
     notice = f"fuse: {photographs[0]} has no landmarks: {place}\n"
     assert_same(mouth(notice=notice), there)
     assert_same(mouth("--landmarks", elsewhere), here)

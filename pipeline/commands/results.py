@@ -118,7 +118,7 @@ def fuse(
     if region is not None:
         where = fusing.named_region(opened, region, a, landmarks, feather)
         if where.assumed:
-            place = f"{region} is where CelebA's alignment has it; --landmarks FILE places it"
+            place = f"--region {region} is where CelebA's alignment has it; --landmarks FILE places it"
             print(f"fuse: {a} has no landmarks: {place}", file=sys.stderr)
     elif mask is not None:
         where = fusing.masked_region(opened, mask, a, feather)
