@@ -68,13 +68,16 @@ def gram_matrix(features: Tensor) -> Tensor:
     """
     channels = features.shape[1]
     with torch.autocast(features.device.type, enabled=False):
-        flat = wide(features).flatten(2)  # (B, C, H * W)
+        flat = wide(features).movedim(1, -1).flatten(1, 2).transpose(1, 2)  # (B, C, H * W), as it lies in memory
         products: Tensor = _OwnProducts.apply(flat)  # type: ignore[no-untyped-call]
         return products / (channels * flat.shape[2])
 
 
 class _OwnProducts(torch.autograd.Function):
-    """X X^T of (B, C, n). Its gradient takes one product with X, where autograd's takes two and adds them."""
+    """X X^T of (B, C, n). Its gradient takes one product with X, where autograd's takes two and adds them.
+
+    The gradient lies in memory as X does: where layouts meet, sums are slow.
+    """
 
     @staticmethod
     def forward(context: Any, flat: Tensor) -> Tensor:
@@ -86,7 +89,8 @@ class _OwnProducts(torch.autograd.Function):
         flat: Tensor
         (flat,) = context.saved_tensors
         with torch.autocast(flat.device.type, enabled=False):
-            return (gradient + gradient.transpose(1, 2)) @ flat
+            both = gradient + gradient.transpose(1, 2)
+            return (flat.transpose(1, 2) @ both).transpose(1, 2) if flat.stride(1) == 1 else both @ flat
 
 
 def content(features: Tensor, features_a: Tensor, features_b: Tensor, lambda_: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,23 +44,21 @@ class Point:
     """A batch of images in a space in which distances are Euclidean: they obey the triangle inequality."""
 
     parts: list[Tensor]
-    """Each (B, C, H, W)."""
+    """Each (..., C, H, W)."""
 
     def distance(self, other: "Point") -> Tensor:
-        """(B,): the root of `squared_distance`."""
+        """(...): the root of `squared_distance`."""
         return self.squared_distance(other).sqrt()
 
     def squared_distance(self, other: "Point") -> Tensor:
-        """(B,): the mean over parts of the squares, summed over channels and averaged over places."""
-        squares = [(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(self.parts, other.parts, strict=True)]
+        """(...): the mean over parts of the squares, summed over channels and averaged over places."""
+        squares = [
+            (x - y).square().sum(dim=-3).mean(dim=(-2, -1)) for x, y in zip(self.parts, other.parts, strict=True)
+        ]
         return torch.stack(squares).mean(dim=0)
 
-    def __getitem__(self, index: slice) -> "Point":
+    def __getitem__(self, index: Any) -> "Point":
         return Point([part[index] for part in self.parts])
-
-    def repeat(self, times: int) -> "Point":
-        """Every image `times` times, one after the other."""
-        return Point([part.repeat_interleave(times, dim=0) for part in self.parts])
 
 
 def perceptual_point(features: list[Tensor]) -> Point:
@@ -67,7 +66,7 @@ def perceptual_point(features: list[Tensor]) -> Point:
 
     The squared distance of two points is from 0 to 2, since features after ReLU are not negative.
     """
-    return Point([F.normalize(losses.wide(x), dim=1, eps=1e-10) for x in features])
+    return Point([F.normalize(losses.wide(x), dim=-3, eps=1e-10) for x in features])
 
 
 def pixel_point(images: Tensor) -> Point:

@@ -94,25 +94,49 @@ class Refinement(nn.Module):
 
 def residual_down(block: nn.Module, outputs: int) -> Residual:
     """`block` halves the resolution; its shortcut moves 2 x 2 pixels into channels."""
-    return Residual(block, lambda x: fit_channels(functional.pixel_unshuffle(x, 2), outputs))
+    return Residual(block, lambda x: fit_channels(pixels_to_channels(x), outputs))
 
 
 def residual_up(block: nn.Module, outputs: int) -> Residual:
     """`block` doubles the resolution; its shortcut moves channels into 2 x 2 pixels."""
-    return Residual(block, lambda x: functional.pixel_shuffle(fit_channels(x, 4 * outputs), 2))
+    return Residual(block, lambda x: channels_to_pixels(fit_channels(x, 4 * outputs)))
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of (B, C, H, W) lie side by side in memory. Where two layouts meet, a GPU is slow."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def pixels_to_channels(x: Tensor) -> Tensor:
+    """`pixel_unshuffle` by 2, which on a GPU would leave channels last: (B, C, H, W) -> (B, 4C, H/2, W/2)."""
+    if not channels_last(x):
+        return functional.pixel_unshuffle(x, 2)
+    places: Tensor = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+    return places.permute(0, 1, 3, 5, 2, 4).flatten(3).movedim(-1, 1)
+
+
+def channels_to_pixels(x: Tensor) -> Tensor:
+    """`pixel_shuffle` by 2, its inverse: (B, 4C, H, W) -> (B, C, 2H, 2W)."""
+    if not channels_last(x):
+        return functional.pixel_shuffle(x, 2)
+    places: Tensor = x.movedim(1, -1).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
+    return places.permute(0, 1, 4, 2, 5, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
 
 
 def fit_channels(x: Tensor, channels: int) -> Tensor:
     """(B, C, H, W) -> (B, channels, H, W): neighbouring channels averaged, or each repeated."""
-    if channels % x.shape[1] == 0:
-        return x.repeat_interleave(channels // x.shape[1], dim=1)
-    if x.shape[1] % channels == 0:
-        averaged: Tensor = x.unflatten(1, (channels, -1)).mean(2)
-        return averaged
-    unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None]
-    averaging = functional.adaptive_avg_pool1d(unit, channels)[0].T  # as a product, which a GPU repeats bit for bit
-    fitted: Tensor = (averaging @ x.flatten(2)).unflatten(2, x.shape[2:])
-    return fitted
+    inputs = x.shape[1]
+    if channels % inputs and inputs % channels:
+        unit = torch.eye(inputs, dtype=x.dtype, device=x.device)[None]
+        return functional.conv2d(x, functional.adaptive_avg_pool1d(unit, channels)[0].T[..., None, None])
+    last = channels_last(x)
+    x = x.movedim(1, -1) if last else x
+    dim = 3 if last else 1
+    if channels % inputs == 0:
+        fitted: Tensor = x.repeat_interleave(channels // inputs, dim)
+    else:
+        fitted = x.unflatten(dim, (channels, -1)).mean(dim + 1)
+    return fitted.movedim(-1, 1) if last else fitted
 
 
 def down_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, vgg
 
-from pipeline import losses
 from pipeline.config import LAYERS, Arch, PerceptualConfig
 from pipeline.errors import UserError
 
@@ -73,7 +72,7 @@ class PerceptualNetwork(nn.Module):
         for position, layer in enumerate(self.features):
             x = layer(x)
             if position in self.taps:
-                tapped.append(losses.wide(x) * self.scales.factor[len(tapped)])
+                tapped.append(x * self.scales.factor[len(tapped), None])  # of one dimension: half precision is widened
         return tapped
 
     @torch.no_grad()

@@ -145,11 +145,12 @@ class FusionStage:
             scores = self.critic.score(fused)
             with torch.no_grad():
                 features_a = self.perceptual(images)
-            seen = fused
-            if flipped is not None:
-                seen = torch.cat([fused, flipped, rolled(reconstruction)[: self.flipped_pairs + 1]])
-            all_features = self.perceptual(seen)
-        features = [each[: len(fused)] for each in all_features]
+            if flipped is None:
+                features = self.perceptual(fused)
+            else:  # at once
+                seen = [fused, flipped, reconstruction[-1:], reconstruction[: self.flipped_pairs]]
+                parts = [each.split(list(map(len, seen))) for each in self.perceptual(torch.cat(seen))]
+                features, of_flips, of_first_b, of_a = map(list, zip(*parts, strict=True))
         content, style = torch.zeros_like(scores), torch.zeros_like(scores)
         per_layer = {}
         owners = latents.layer_lambdas(lambda_, self.owners).unbind(1)
@@ -177,29 +178,25 @@ class FusionStage:
         if "ssim" in self.weights:
             terms["ssim"] = 2 * (1 - losses.structural_similarity(reconstruction, images))
         if flipped is not None:
-            of_flips = [each[len(fused) :] for each in all_features]
-            terms["separation"] = self._separation(of_flips)
+            terms["separation"] = self._separation(of_flips, of_first_b, of_a)
             if "path" in self.weights:
-                terms["path"] = self._path(of_flips, features_a)
+                terms["path"] = self._path(of_flips, of_a, features_a)
         return terms, per_layer
 
-    def _separation(self, features: list[Tensor]) -> Tensor:
-        """(pairs,), from the features of the flipped images, then of B' of the first pair and of A' of every pair."""
+    def _separation(self, of_flips: list[Tensor], of_first_b: list[Tensor], of_a: list[Tensor]) -> Tensor:
+        """(pairs,), from the features of the flipped images, of B' of the first pair, and of A' of every pair."""
         pairs, layers = self.flipped_pairs, len(LAYERS)
-        points = represented(features)
-        at_a, at_b = [each[-pairs:] for each in points], [each[-pairs - 1 : -1] for each in points]
-        flipped = [each[: pairs * layers] for each in points]
+        flipped, first_b, at_a = map(represented, (of_flips, of_first_b, of_a))
+        at_b = [torch.cat([first, each[:-1]]) for first, each in zip(first_b, at_a, strict=True)]
         moved = represented_distances(flipped, [each.repeat_interleave(layers, dim=0) for each in at_a])
         return losses.separation(moved.unflatten(0, (pairs, layers)), represented_distances(at_b, at_a))
 
-    def _path(self, features: list[Tensor], features_a: list[Tensor]) -> Tensor:
-        """(pairs,), from the features that `_separation` has, and from those of A."""
-        pairs, layers = self.flipped_pairs, len(LAYERS)
-        seen, at_a = perceptual_point(features), perceptual_point([each[:pairs] for each in features_a])
-        flipped, start = seen[: pairs * layers], seen[-pairs:]
-        to_a, to_start = (
-            flipped.squared_distance(end.repeat(layers)).unflatten(0, (pairs, layers)) for end in (at_a, start)
-        )
+    def _path(self, of_flips: list[Tensor], of_start: list[Tensor], features_a: list[Tensor]) -> Tensor:
+        """(pairs,), from the features of the flipped images, of A' of every pair, where the way starts, and of A."""
+        pairs = self.flipped_pairs
+        flipped = perceptual_point([each.unflatten(0, (pairs, len(LAYERS))) for each in of_flips])
+        start, at_a = perceptual_point(of_start), perceptual_point([each[:pairs] for each in features_a])
+        to_a, to_start = (flipped.squared_distance(end[:, None]) for end in (at_a, start))
         return losses.path(to_a, to_start, start.squared_distance(at_a))
 
     def inputs(self, step: int, batch: list[MicroBatch]) -> list[Inputs]:

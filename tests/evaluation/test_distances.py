@@ -35,5 +35,6 @@ def test_pixels_count_by_their_difference() -> None:
 def test_a_part_of_a_batch() -> None:
     a, b = (perceptual_point(features(seed)) for seed in range(2))
     torch.testing.assert_close(a[1:].distance(b[1:]), a.distance(b)[1:])
-    repeated, again = a.repeat(2), b.repeat(2)
-    torch.testing.assert_close(repeated.squared_distance(again), a.distance(b).square().repeat_interleave(2))
+    of_all = a[:, None].squared_distance(b)  # (3, 1) beside (3,)
+    torch.testing.assert_close(of_all.diagonal(), a.squared_distance(b))
+    torch.testing.assert_close(of_all[0, 2], a[:1].squared_distance(b[2:])[0])

@@ -219,6 +219,9 @@ def test_bands_add_up() -> None:
     cells = x[..., :4, :4]
     interpolated = functional.interpolate(cells, scale_factor=4, mode="bilinear")
     torch.testing.assert_close(spread(cells), interpolated)
+    last = spread(cells.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, interpolated)
+    assert last.is_contiguous(memory_format=torch.channels_last)
     checkers = torch.ones(1, 1, 16, 16)
     checkers[..., ::2, 1::2] = checkers[..., 1::2, ::2] = -1
     torch.testing.assert_close(bands(checkers).detail, checkers)

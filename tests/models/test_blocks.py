@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pipeline.config import Norm
 from pipeline.models import blocks
@@ -93,6 +94,30 @@ def test_fitted_channels_are_averaged_or_repeated() -> None:
     assert blocks.fit_channels(x[:, :2], 4).flatten().tolist() == [0, 0, 1, 1]
     uneven = blocks.fit_channels(x, 5).flatten().tolist()
     assert uneven == sorted(uneven) and len(uneven) == 5 and sum(uneven) / 5 == pytest.approx(5.5)
+
+
+@pytest.mark.parametrize("channels", [4, 24, 32, 40])
+@pytest.mark.parametrize("last", [True, False])
+def test_shortcuts_keep_the_layout(last: bool, channels: int) -> None:
+    """Of what goes forward and of what comes back; the numbers are pixel_shuffle's, pixel_unshuffle's and means."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(2, 8, 6, 10, generator=torch.Generator().manual_seed(0))
+    plain, laid = (x.contiguous(memory_format=each).requires_grad_() for each in (torch.contiguous_format, layout))
+    steps = (
+        (blocks.pixels_to_channels, lambda x: functional.pixel_unshuffle(x, 2)),
+        (blocks.channels_to_pixels, lambda x: functional.pixel_shuffle(x, 2)),
+        (lambda x: blocks.fit_channels(x, channels), lambda x: blocks.fit_channels(x, channels)),
+    )
+    for ours, theirs in steps:
+        output, wanted = ours(laid), theirs(plain)
+        assert output.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(output, wanted)
+        weights = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+        (gradient,), (expected,) = (
+            torch.autograd.grad((y * weights).sum(), z) for y, z in ((output, laid), (wanted, plain))
+        )
+        assert gradient.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_shortcuts_alone_carry_a_coarse_image() -> None:

@@ -73,6 +73,31 @@ def test_the_layout_is_what_was_asked_for(trained: Trained, tmp_path: Path) -> N
     assert micro.images.is_contiguous(memory_format=torch.channels_last) and not micro.images.is_contiguous()
 
 
+@pytest.mark.parametrize("last", [True, False])
+def test_the_layout_holds_through_a_step(trained: Trained, tmp_path: Path, last: bool) -> None:
+    """Of features where they are large, in E, G and P, and of the gradients that P takes; one copy would spoil all."""
+    recipe = ("blocks=residual", "structure=pyramid", "refinement=true", "norm=none", "base_channels=8")
+    weights = ("separation=1", "path=1", "ssim=1")
+    options = [*(f"model.{each}" for each in recipe), *(f"loss_weights.{each}" for each in weights)]
+    options.append(f"speed.channels_last={str(last).lower()}")
+    stage = FusionStage(new_setup(tiny_config(tmp_path / "run", trained.shards, *options)), trained.run)
+    seen: dict[str, set[bool]] = {"features": set(), "gradients": set()}
+
+    def note(kind: str, x: Any) -> None:
+        if isinstance(x, Tensor) and x.dim() == 4 and x.shape[1] > 3 and x.shape[2] > 4:
+            seen[kind].add(x.is_contiguous(memory_format=torch.channels_last))
+
+    def outputs(module: nn.Module, _: Any, output: Any) -> None:
+        note("features", output)
+        if isinstance(module, nn.ReLU) and output.requires_grad:
+            output.register_hook(lambda gradient: note("gradients", gradient))
+
+    for module in (*stage.average.trained.modules(), *stage.perceptual.modules()):
+        module.register_forward_hook(outputs)
+    stage.step(0, batch_of(stage.setup, 0))
+    assert seen == {"features": {last}, "gradients": {last}}
+
+
 def test_on_cpus_the_frozen_network_alone_is_channels_last(trained: Trained, tmp_path: Path) -> None:
     def innermost(module: nn.Module) -> set[bool]:
         wide = [p for p in module.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
