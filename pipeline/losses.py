@@ -46,10 +46,10 @@ def structural_similarity(output: Tensor, target: Tensor) -> Tensor:
     along = F.conv1d(unit, (bell / bell.sum())[None, None])[:, 0]  # (S, S): what each pixel weighs in each window
     with torch.autocast(device.type, enabled=False):
         x, y = output.double(), target.double()
-        x_mean, y_mean, xx, yy, xy = (along.T @ each @ along for each in (x, y, x * x, y * y, x * y))
+        x_mean, y_mean, both, xy = (along.T @ each @ along for each in (x, y, x * x + y * y, x * y))
     product, squares = x_mean * y_mean, x_mean.square() + y_mean.square()
     near = (2 * product + SSIM_FLOORS[0]) / (squares + SSIM_FLOORS[0])
-    alike = (2 * (xy - product) + SSIM_FLOORS[1]) / (xx + yy - squares + SSIM_FLOORS[1])
+    alike = (2 * (xy - product) + SSIM_FLOORS[1]) / (both - squares + SSIM_FLOORS[1])
     return (near * alike).mean(dim=(1, 2, 3)).to(wide(output).dtype)
 
 

@@ -201,7 +201,7 @@ def _profile(setup: Setup) -> str:
     for number in range(WARM_UP):
         stage.step(number, batch)
     _now(device)
-    with profiler(activities=activities) as seen:
+    with profiler(activities=activities, acc_events=True) as seen:
         stage.step(WARM_UP, batch)
         _now(device)
     events = seen.key_averages()

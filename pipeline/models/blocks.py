@@ -1,7 +1,6 @@
 """The blocks of E, G and D: strided convolution, normalisation, activation; or these beside a shortcut."""
 
 import itertools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +51,7 @@ class Residual(nn.Module):
     What the shortcuts alone compute is a coarse copy of the image, which the blocks then need not learn.
     """
 
-    def __init__(self, block: nn.Module, shortcut: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, block: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
         self.block, self.shortcut = block, shortcut
 
@@ -92,14 +91,14 @@ class Refinement(nn.Module):
         return x
 
 
-def residual_down(block: nn.Module, outputs: int) -> Residual:
+def residual_down(block: nn.Module, inputs: int, outputs: int) -> Residual:
     """`block` halves the resolution; its shortcut moves 2 x 2 pixels into channels."""
-    return Residual(block, lambda x: fit_channels(pixels_to_channels(x), outputs))
+    return Residual(block, nn.Sequential(PixelsToChannels(), FitChannels(4 * inputs, outputs)))
 
 
-def residual_up(block: nn.Module, outputs: int) -> Residual:
+def residual_up(block: nn.Module, inputs: int, outputs: int) -> Residual:
     """`block` doubles the resolution; its shortcut moves channels into 2 x 2 pixels."""
-    return Residual(block, lambda x: channels_to_pixels(fit_channels(x, 4 * outputs)))
+    return Residual(block, nn.Sequential(FitChannels(inputs, 4 * outputs), ChannelsToPixels()))
 
 
 def channels_last(x: Tensor) -> bool:
@@ -107,36 +106,49 @@ def channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def pixels_to_channels(x: Tensor) -> Tensor:
-    """`pixel_unshuffle` by 2, which on a GPU would leave channels last: (B, C, H, W) -> (B, 4C, H/2, W/2)."""
-    if not channels_last(x):
-        return functional.pixel_unshuffle(x, 2)
-    places: Tensor = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
-    return places.permute(0, 1, 3, 5, 2, 4).flatten(3).movedim(-1, 1)
+class PixelsToChannels(nn.Module):
+    """`PixelUnshuffle` by 2, which on a GPU would leave channels last: (B, C, H, W) -> (B, 4C, H/2, W/2)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not channels_last(x):
+            return functional.pixel_unshuffle(x, 2)
+        places: Tensor = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+        return places.permute(0, 1, 3, 5, 2, 4).flatten(3).movedim(-1, 1)
 
 
-def channels_to_pixels(x: Tensor) -> Tensor:
-    """`pixel_shuffle` by 2, its inverse: (B, 4C, H, W) -> (B, C, 2H, 2W)."""
-    if not channels_last(x):
-        return functional.pixel_shuffle(x, 2)
-    places: Tensor = x.movedim(1, -1).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
-    return places.permute(0, 1, 4, 2, 5, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
+class ChannelsToPixels(nn.Module):
+    """`PixelShuffle` by 2, its inverse: (B, 4C, H, W) -> (B, C, 2H, 2W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not channels_last(x):
+            return functional.pixel_shuffle(x, 2)
+        places: Tensor = x.movedim(1, -1).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
+        return places.permute(0, 1, 4, 2, 5, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
 
 
-def fit_channels(x: Tensor, channels: int) -> Tensor:
-    """(B, C, H, W) -> (B, channels, H, W): neighbouring channels averaged, or each repeated."""
-    inputs = x.shape[1]
-    if channels % inputs and inputs % channels:
-        unit = torch.eye(inputs, dtype=x.dtype, device=x.device)[None]
-        return functional.conv2d(x, functional.adaptive_avg_pool1d(unit, channels)[0].T[..., None, None])
-    last = channels_last(x)
-    x = x.movedim(1, -1) if last else x
-    dim = 3 if last else 1
-    if channels % inputs == 0:
-        fitted: Tensor = x.repeat_interleave(channels // inputs, dim)
-    else:
-        fitted = x.unflatten(dim, (channels, -1)).mean(dim + 1)
-    return fitted.movedim(-1, 1) if last else fitted
+class FitChannels(nn.Module):
+    """(B, inputs, H, W) -> (B, outputs, H, W): neighbouring channels averaged, or each repeated."""
+
+    averaging: Tensor | None
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        averaging = None
+        if outputs % inputs and inputs % outputs:
+            averaging = functional.adaptive_avg_pool1d(torch.eye(inputs)[None], outputs)[0].T[..., None, None]
+        self.register_buffer("averaging", averaging, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.averaging is not None:
+            return functional.conv2d(x, self.averaging)
+        last = channels_last(x)
+        x, dim = (x.movedim(1, -1), 3) if last else (x, 1)
+        if self.outputs % self.inputs == 0:
+            x = x.repeat_interleave(self.outputs // self.inputs, dim)
+        else:
+            x = x.unflatten(dim, (self.outputs, -1)).mean(dim + 1)
+        return x.movedim(-1, 1) if last else x
 
 
 def down_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "plain") -> nn.Sequential:
@@ -144,7 +156,7 @@ def down_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks =
     pairs = list(itertools.pairwise([3, *channels]))
     stack: list[nn.Module] = [down(*pair, kernel_size, norm if n else "none") for n, pair in enumerate(pairs)]
     if kind == "residual":
-        stack = [residual_down(block, outputs) for block, (_, outputs) in zip(stack, pairs, strict=True)]
+        stack = [residual_down(block, *pair) for block, pair in zip(stack, pairs, strict=True)]
     return nn.Sequential(*stack)
 
 
@@ -153,7 +165,7 @@ def hidden_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks
     pairs = list(itertools.pairwise(channels))
     stack: list[nn.Module] = [up(*pair, kernel_size, norm, nn.ReLU(inplace=True)) for pair in pairs]
     if kind == "residual":
-        stack = [residual_up(block, outputs) for block, (_, outputs) in zip(stack, pairs, strict=True)]
+        stack = [residual_up(block, *pair) for block, pair in zip(stack, pairs, strict=True)]
     return nn.Sequential(*stack)
 
 
@@ -162,5 +174,5 @@ def up_stack(channels: list[int], kernel_size: int, norm: Norm, kind: Blocks = "
     hidden = hidden_stack(channels, kernel_size, norm, kind)
     if kind == "plain":
         return hidden.append(up(channels[-1], 3, kernel_size, "none", nn.Tanh()))
-    output = residual_up(up(channels[-1], 3, kernel_size, "none", nn.Identity()), 3)
+    output = residual_up(up(channels[-1], 3, kernel_size, "none", nn.Identity()), channels[-1], 3)
     return hidden.append(nn.Sequential(output, nn.Tanh()))

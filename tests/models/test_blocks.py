@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
 from pipeline.config import Norm
 from pipeline.models import blocks
@@ -90,9 +89,9 @@ def test_smooth_up_draws_no_grid_of_an_even_input() -> None:
 
 def test_fitted_channels_are_averaged_or_repeated() -> None:
     x = torch.arange(12.0).view(1, 12, 1, 1)
-    assert blocks.fit_channels(x, 4).flatten().tolist() == [1, 4, 7, 10]
-    assert blocks.fit_channels(x[:, :2], 4).flatten().tolist() == [0, 0, 1, 1]
-    uneven = blocks.fit_channels(x, 5).flatten().tolist()
+    assert blocks.FitChannels(12, 4)(x).flatten().tolist() == [1, 4, 7, 10]
+    assert blocks.FitChannels(2, 4)(x[:, :2]).flatten().tolist() == [0, 0, 1, 1]
+    uneven = blocks.FitChannels(12, 5)(x).flatten().tolist()
     assert uneven == sorted(uneven) and len(uneven) == 5 and sum(uneven) / 5 == pytest.approx(5.5)
 
 
@@ -104,9 +103,9 @@ def test_shortcuts_keep_the_layout(last: bool, channels: int) -> None:
     x = torch.randn(2, 8, 6, 10, generator=torch.Generator().manual_seed(0))
     plain, laid = (x.contiguous(memory_format=each).requires_grad_() for each in (torch.contiguous_format, layout))
     steps = (
-        (blocks.pixels_to_channels, lambda x: functional.pixel_unshuffle(x, 2)),
-        (blocks.channels_to_pixels, lambda x: functional.pixel_shuffle(x, 2)),
-        (lambda x: blocks.fit_channels(x, channels), lambda x: blocks.fit_channels(x, channels)),
+        (blocks.PixelsToChannels(), nn.PixelUnshuffle(2)),
+        (blocks.ChannelsToPixels(), nn.PixelShuffle(2)),
+        (blocks.FitChannels(8, channels), blocks.FitChannels(8, channels)),
     )
     for ours, theirs in steps:
         output, wanted = ours(laid), theirs(plain)
