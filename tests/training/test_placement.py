@@ -1,0 +1,59 @@
+"""Where tensors are, on a GPU that is not there: torch's fake tensors have a device and a shape, and no values.
+
+They refuse to mix devices, as real ones do. Backward passes would need a driver.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from running import REPOSITORY, new_runtime
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from pipeline import config as configuration
+from pipeline.bench.step import random_batch
+from pipeline.training.fusion import FusionStage
+from pipeline.training.loop import Setup
+from pipeline.training.runtime import Runtime
+
+GPU = torch.device("cuda", 0)
+SMALL = (
+    *("model.base_channels=4", "data.image_size=64", "training.global_batch_size=4", "training.micro_batch_size=4"),
+    *("training.device=cpu", "training.mixed_precision=no", "training.ema_decay=0", "optimizer.fused=false"),
+    *("perceptual.weights=random", "loss_weights.ssim=1", "loss_weights.separation=1", "loss_weights.path=1"),
+)
+M = TypeVar("M", bound=nn.Module)
+
+
+def place(_: Runtime, module: M) -> M:
+    """As `Module.to`, which cannot move fake tensors."""
+    for part in module.modules():
+        for name, parameter in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(parameter.detach().to(GPU), parameter.requires_grad))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(GPU))
+    return module
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper", "narrow"])
+def test_no_tensor_of_the_host_meets_one_of_the_gpu(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration.load(REPOSITORY / "configs" / f"{recipe}.yaml", list(SMALL))
+    runtime, anything = new_runtime(config), Any
+    monkeypatch.setattr(Runtime, "device", property(lambda _: GPU))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(Runtime, "place", place)
+    monkeypatch.setattr(Runtime, "place_frozen", place)
+    monkeypatch.setattr(Runtime, "wrap", lambda _, module: module)
+    setup = Setup(config, runtime, anything, anything)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        stage = FusionStage(setup, tmp_path)
+        (micro,) = stage.inputs(0, random_batch(setup.order, config.data.image_size))
+        output = stage.autoencoder(micro.images, micro.lambda_, stage.flipped_pairs)
+        terms, per_layer = stage._terms(micro, output)
+        scores = stage.critic.score(micro.images)
+    assert {"ssim", "separation", "path", "style"} <= terms.keys()
+    assert {value.device for value in (*terms.values(), *per_layer.values(), scores)} == {GPU}
