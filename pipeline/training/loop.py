@@ -145,13 +145,14 @@ def run(stage: Stage, setup: Setup) -> None:
             save, show = (last or done % every == 0 for every in (tracking.checkpoint_every, tracking.image_every))
             if save or done == 1 or done % tracking.log_every == 0:  # at a save: a resumed run logs the same means
                 tracker.flush(done, _learning_rates(stage))
-            if save or show:
-                stage.settle()
-            if save:
-                _save(stage, setup, writer, done)
-                saved = done
-            if show:
-                ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
+            with runtime.uncompiled():
+                if save or show:
+                    stage.settle()
+                if save:
+                    _save(stage, setup, writer, done)
+                    saved = done
+                if show:
+                    ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
         writer.finish()
 
 
@@ -187,7 +188,8 @@ def _save_and_stop(
     try:
         if step > saved:
             tracker.flush(step, _learning_rates(stage))
-            stage.settle()
+            with setup.runtime.uncompiled():
+                stage.settle()
             _save(stage, setup, writer, step)
         writer.finish()
     except (UserError, OSError, StoppedElsewhere):
@@ -268,7 +270,8 @@ def _resume(stage: Stage, setup: Setup) -> int:
 
     chosen = runtime.ranks.on_main(choose)
     if chosen is None:
-        runtime.ranks.together(stage.begin)
+        with runtime.uncompiled():
+            runtime.ranks.together(stage.begin)
         return 0
     found = runtime.ranks.together(lambda: _read(folder / chosen[0], chosen[1], setup))
     restore(found, stage.modules)

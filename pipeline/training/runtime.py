@@ -6,7 +6,7 @@
 import math
 import os
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -106,6 +106,10 @@ class Runtime:
         if self.speed.compile != "no":
             for module in modules:
                 module.compile(mode=self.speed.compile, dynamic=False)
+
+    def uncompiled(self) -> AbstractContextManager[Any]:
+        """For all but steps: other batches would be compiled anew, and a CUDA graph writes over its last results."""
+        return nullcontext() if self.speed.compile == "no" else torch.compiler.set_stance("force_eager")
 
     def images(self, batch: MicroBatch) -> Tensor:
         """(m, 3, S, S) in [-1, 1] on the device, mirrored where the batch says so, without waiting for a GPU."""
