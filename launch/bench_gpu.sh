@@ -1,30 +1,43 @@
 #!/usr/bin/env bash
 # What a GPU gives: every lever of a training step beside METHOD coded literally, errors against float64, the batch
-# that fits, the ten heaviest kernels, the loader. Made to take under 8 minutes on one GPU.
+# that fits, the ten heaviest kernels, the loader. It ends within 8 minutes: what does not fit is left out, and said.
 #
 #   launch/bench_gpu.sh OUT [SHARDS]
 #
 # OUT/tables.md holds the tables, OUT/*.json the numbers. SHARDS is a split folder, as shards/train; without it the
 # loader is left out. In the environment: BENCH_HALF=fp16 for a V100; BENCH_ARGS for further options of every run,
-# as "--set data.image_size=64"; BENCH_STEPS (10).
+# as "--set data.image_size=64"; BENCH_STEPS (10); BENCH_SECONDS (470), after which no run goes on.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-out=$1 shards=${2:-} half=${BENCH_HALF:-bf16} steps=${BENCH_STEPS:-10}
+out=$1 shards=${2:-} half=${BENCH_HALF:-bf16} steps=${BENCH_STEPS:-10} limit=${BENCH_SECONDS:-470}
 mkdir -p "$out" && : >"$out/tables.md"
 
 fixed="--config $(dirname "$0")/../configs/default.yaml --set training.global_batch_size=100"
 fixed+=" --set training.micro_batch_size=100 --set loss_weights.ssim=0 --set loss_weights.separation=0" # METHOD's losses
 fixed+=" ${BENCH_ARGS:-}"
 
-bench() { # NAME OPTION...: one table, one JSON; a run that fails says why there, and the others go on
-  local name=$1
+# NAME OPTION...: the output of a run under a heading; one that fails or is out of time says so, and the others go on
+run() {
+  local name=$1 left=$((limit - SECONDS)) code=0
   shift
   printf '\n## %s\n\n```\n' "$name" >>"$out/tables.md"
-  # shellcheck disable=SC2086 # options are words
-  python -m pipeline bench step $fixed --steps "$steps" "$@" --out "$out/${name// /-}.json" >>"$out/tables.md" 2>"$out/errors.txt" ||
-    tail -n 1 "$out/errors.txt" >>"$out/tables.md" # the reason
+  if [ "$left" -gt 0 ]; then
+    timeout --kill-after=5 "$left" python -m pipeline bench "$@" >>"$out/tables.md" 2>"$out/errors.txt" || code=$?
+  fi
+  if [ "$left" -le 0 ] || { [ $code -ne 0 ] && [ "$SECONDS" -ge "$limit" ]; }; then
+    echo "not done within $limit s (BENCH_SECONDS)" >>"$out/tables.md"
+  elif [ $code -ne 0 ]; then
+    echo "exit code $code: $(tail -n 1 "$out/errors.txt")" >>"$out/tables.md"
+  fi
   printf '```\n' >>"$out/tables.md"
   echo "$name, after $SECONDS s" >&2
+}
+
+bench() { # NAME OPTION...: one table, one JSON
+  local name=$1
+  shift
+  # shellcheck disable=SC2086 # options are words
+  run "$name" step $fixed --steps "$steps" "$@" --out "$out/${name// /-}.json"
 }
 
 plain="--set speed.channels_last=false --set speed.tf32=false --set speed.cudnn_benchmark=false --set optimizer.fused=false"
@@ -47,13 +60,7 @@ amp="--set training.mixed_precision=$half"
     bench "$half, $size px" $amp --set data.image_size=$size --set training.global_batch_size=50 --set training.micro_batch_size=50
   done
 }
-if [ -n "$shards" ]; then
-  {
-    printf '\n## loader\n\n```\n'
-    python -m pipeline bench loader "$shards" 2>&1 || true
-    printf '```\n'
-  } >>"$out/tables.md"
-fi
+[ -z "$shards" ] || run loader loader "$shards"
 # shellcheck disable=SC2086
 {
   bench "$half, compiled" $amp --set speed.compile=default --check
