@@ -20,12 +20,16 @@ class Interrupted(BaseException):
     """After SIGTERM, SIGUSR1 or the file STOP: the run is saved, not finished, and may be queued again."""
 
     def __init__(self, number: int, cause: str | None = None) -> None:
+        self.number = number
         self.exit_code = 130 if number == signal.SIGINT else self.REQUEUE
         super().__init__(f"stopped by {cause or signal.Signals(number).name}; the same command resumes")
 
 
 class LostRank(Exception):
-    """Another rank died or cannot be reached. The newest checkpoint is whole; the run may be queued again."""
+    """Another rank, or a worker of this one, died or cannot be reached.
+
+    The newest checkpoint is whole; the run may be queued again.
+    """
 
     exit_code = 76
 

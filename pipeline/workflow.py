@@ -36,6 +36,7 @@ def pretrain(config: Config) -> None:
     """Pre-train E and G, or go on with it."""
     with _job(config) as runtime:
         _pretrain(config, runtime)
+        runtime.ranks.agree()  # a signal since the last step is for what follows this command
 
 
 def train(config: Config, pretrained: Path | None) -> None:
@@ -77,6 +78,13 @@ def _job(config: Config) -> Iterator[Runtime]:
             except torch.OutOfMemoryError:
                 size = config.training.micro_batch_size
                 raise UserError(f"training.micro_batch_size: {size} needs more GPU memory than there is") from None
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise LostRank(
+                    "a loader worker was killed, often for want of memory (fewer data.workers need less); "
+                    "the newest checkpoint is whole, the same command resumes"
+                ) from None
     runtime.close()
 
 

@@ -175,6 +175,10 @@ def narrow_and_scaled() -> None:
     scaled()
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def random_moments(seed: int, longest: float) -> Iterable[float]:
     chance = random.Random(seed)
     while True:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Checkpoint:
 def save(
     folder: Path, step: int, weights: dict[str, Tensor], optimizers: dict[str, Any], state: dict[str, Any], keep: int
 ) -> Path:
-    """Write `folder/step-N` and drop all but the newest `keep`.
+    """Write `folder/step-N` and, of it and earlier ones, drop all but the newest `keep`.
 
     Raises:
         UserError: if a weight is not finite, or the disk says no; what was there before is untouched.
@@ -83,8 +84,9 @@ def save(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+    # Those of later steps did not verify, or this would not have been trained: they take nobody's place.
+    for old in [each for each in steps(folder) if each <= path][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)  # NFS keeps a file that is open elsewhere; the next save tries again
     return path
 
 
@@ -170,6 +172,12 @@ def claimed(run_dir: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"{run_dir}: another job is running here; wait for it, or set another run_dir") from None
+    except OSError as error:  # as on Lustre mounted without them
+        print(
+            f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other job runs here",
+            file=sys.stderr,
+            flush=True,
+        )
     _held.add(descriptor)
     try:
         for left in list(run_dir.rglob(".*.tmp*")):

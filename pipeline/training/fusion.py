@@ -21,7 +21,8 @@ from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
 from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
-from pipeline.training.loop import Setup, Sums, restore
+from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.loop import Setup, Sums, read_alike, restore
 
 SHOWN_PAIRS, STRIP = 4, 6
 """Held-out pairs in the fusion strip, and images from A to B in each."""
@@ -74,7 +75,13 @@ class FusionStage:
         ).to(self.runtime.device)
 
     def begin(self) -> None:
-        found = checkpoint.find(self.pretrained)
+        ranks = self.runtime.ranks
+        found = read_alike(ranks, lambda: checkpoint.find(self.pretrained))
+        assert found is not None, "`find` raises"
+        ranks.together(lambda: self._start_from(found))
+        self.runtime.say(f"train: started from {found.path}")
+
+    def _start_from(self, found: Checkpoint) -> None:
         planned = found.state["config"]["training"]["pretrain_steps"]
         wanted = min(planned, self.setup.config.training.pretrain_steps)
         if found.state["stage"] == "pretrain" and found.step < wanted:
@@ -88,7 +95,6 @@ class FusionStage:
                 "train: perceptual.feature_scale is none: the loss weights must fit the weights' own scale"
             )
         self.perceptual.calibrate(images.to(self.runtime.device) for images in self.setup.calibration)
-        self.runtime.say(f"train: started from {found.path}")
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         micros = self.inputs(step, batch)

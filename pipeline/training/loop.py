@@ -1,7 +1,7 @@
 """The loop both stages run in: resume, step, log, show, save, stop."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,7 @@ from pipeline.data.stream import StreamedFaces
 from pipeline.errors import Interrupted, StoppedElsewhere, UserError
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.ranks import Ranks
 from pipeline.training.runtime import Runtime
 from pipeline.training.tracking import Tracker
 from pipeline.training.writer import Writer, on_host
@@ -44,7 +45,7 @@ class Stage(Protocol):
     optimizers: dict[str, AcceleratedOptimizer]
 
     def begin(self) -> None:
-        """Called once on a fresh start, not on resume."""
+        """Called once on a fresh start, not on resume, by every rank."""
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """One optimizer step on this rank's micro-batches; scalars by their TensorBoard names. `step` is from 0."""
@@ -259,23 +260,25 @@ def _dump(stage: Stage, setup: Setup, step: int, batch: list[MicroBatch], terms:
 
 
 def _resume(stage: Stage, setup: Setup) -> int:
-    """The main rank chooses the checkpoint; every rank reads it, and all stop where one cannot."""
-    runtime, folder = setup.runtime, checkpoint_folder(setup.config, stage.name)
+    """Returns the steps that are done."""
+    runtime, ranks, folder = setup.runtime, setup.runtime.ranks, checkpoint_folder(setup.config, stage.name)
 
-    def choose() -> tuple[str, str] | None:
+    def choose() -> Checkpoint | None:
         found, passed_over = checkpoint.newest(folder)
         for reason in passed_over:
             runtime.say(f"{stage.name}: passed over {reason}")
-        return (found.path.name, found.digest) if found else None
+        return found
 
-    chosen = runtime.ranks.on_main(choose)
-    if chosen is None:
+    found = read_alike(ranks, choose)
+    if found is None:
         with runtime.uncompiled():
-            runtime.ranks.together(stage.begin)
+            stage.begin()
         return 0
-    found = runtime.ranks.together(lambda: _read(folder / chosen[0], chosen[1], setup))
-    restore(found, stage.modules)
+    ranks.together(lambda: _check_same_run(found, setup))
+    ranks.together(lambda: restore(found, stage.modules))
     for name, optimizer in stage.optimizers.items():
+        for group in found.optimizers[name]["param_groups"]:  # before: it decides where the counts of steps are kept
+            group["fused"] = optimizer.defaults["fused"]
         optimizer.load_state_dict(found.optimizers[name])
         for parameter, memory in optimizer.state.items():  # a fused step wants them laid out alike
             for key, value in memory.items():
@@ -289,12 +292,30 @@ def _resume(stage: Stage, setup: Setup) -> int:
     return found.step
 
 
-def _read(path: Path, digest: str, setup: Setup) -> Checkpoint:
-    found = checkpoint.load(path)
-    if found.digest != digest:
-        raise UserError(f"{path}: not the weights that rank 0 reads; run_dir must be on a file system that all share")
-    _check_same_run(found, setup)
-    return found
+def read_alike(ranks: Ranks, choose: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that `choose` finds on the main rank, on every rank; the folder may be changing meanwhile.
+
+    Raises:
+        UserError: if a rank cannot read it, or reads another of its name.
+        StoppedElsewhere: then, on other ranks than the main one.
+    """
+    mine: list[Checkpoint] = []
+
+    def name() -> tuple[str, str] | None:
+        mine.extend(filter(None, [choose()]))
+        return (str(mine[0].path), mine[0].digest) if mine else None
+
+    chosen = ranks.on_main(name)
+    if chosen is None:
+        return None
+
+    def read() -> Checkpoint:
+        found = mine[0] if mine else checkpoint.load(Path(chosen[0]))
+        if found.digest != chosen[1]:
+            raise UserError(f"{found.path}: not the weights that rank 0 reads; all ranks must share this folder")
+        return found
+
+    return ranks.together(read)
 
 
 def restore(found: Checkpoint, modules: Mapping[str, nn.Module]) -> None:

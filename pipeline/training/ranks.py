@@ -99,21 +99,27 @@ class Ranks:
                 raise stop if self.is_main else StoppedElsewhere(stop.exit_code)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Every rank does `work`, without collectives inside; where it fails on one, all of them stop.
+        """Every rank does `work`, without collectives inside; where it fails or is stopped on one, all of them stop.
 
         Raises:
             UserError: on the main rank, with what went wrong and, unless it did so everywhere, on which rank.
+            Interrupted: on the main rank, when any rank was signalled.
             StoppedElsewhere: on the others.
         """
         if self._group is None:
             return work()
+        result: list[T] = []
+        failure: Exception | None = None
         try:
-            result, failure = work(), None
+            result.append(work())
         except (UserError, OSError) as error:
             failure = error
-        if self._any(failure is not None):
-            self._raise_failures(failure)
-        return result
+        except Interrupted as stop:  # noted, as where signals wait
+            self.signals.number = stop.number
+        except KeyboardInterrupt:
+            self.signals.number = signal.SIGINT
+        self.agree(failure)
+        return result[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
         """The main rank does `work` while the others wait; its result, small and simple, is handed to all of them.
@@ -138,11 +144,6 @@ class Ranks:
             raise stop or StoppedElsewhere(code)
         value: T = result
         return value
-
-    def _any(self, condition: bool) -> bool:
-        votes = torch.tensor(int(condition))
-        distributed.all_reduce(votes, group=self._group)
-        return bool(votes.item())
 
     def _raise_failures(self, failure: Exception | None) -> None:
         told: list[str | None] = [None] * self.world_size

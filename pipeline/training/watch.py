@@ -27,12 +27,29 @@ PATIENCE_SECONDS = 35.0
 STORE_SECONDS = 10.0
 
 
+class Lived:
+    """A clock that stands still while this process does: a job that SLURM suspends loses no rank by that."""
+
+    def __init__(self) -> None:
+        self._seconds, self._last = 0.0, time.monotonic()
+
+    def seconds(self) -> float:
+        return self._seconds
+
+    def tick(self) -> None:
+        """Called every LOOK_SECONDS, by one thread; a gap between two calls counts as one that was late."""
+        now = time.monotonic()
+        self._seconds += min(now - self._last, 3 * LOOK_SECONDS)
+        self._last = now
+
+
 class Watch:
     """Started once the ranks have met; `end` it before the first of them leaves in order."""
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, on_loss: Callable[[str], None]) -> None:
         self.stop_file = run_dir / STOP if rank == 0 else None
-        self.hearts = Hearts(rank, world_size) if world_size > 1 else None
+        self._lived = Lived()
+        self.hearts = Hearts(rank, world_size, now=self._lived.seconds) if world_size > 1 else None
         self.on_loss = on_loss
         self._launched = "TORCHELASTIC_RUN_ID" in os.environ
         self._ended = threading.Event()
@@ -47,6 +64,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
+            self._lived.tick()
             if self.stop_file is not None and _is_there(self.stop_file):
                 with suppress(OSError):  # one that cannot be taken away stops the run all the same
                     self.stop_file.unlink()
@@ -65,17 +83,20 @@ class Hearts:
     In a thread of its own: a store whose machine hangs does not answer, and has no time limit.
     """
 
-    def __init__(self, rank: int, world_size: int, store: Store | None = None) -> None:
+    def __init__(
+        self, rank: int, world_size: int, store: Store | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.rank = rank
         self.watched = list(range(1, world_size)) if rank == 0 else [0]
         if store is None:
             address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=STORE_SECONDS))
         self.store = PrefixStore("latentfuse", store)
+        self._now = now
         self._count = 0
         self._verdict: str | None = None
         self._seen: dict[int, tuple[bytes, float]] = {}
-        self._answered = time.monotonic()
+        self._answered = now()
         self._ended = threading.Event()
         self.beat()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -83,7 +104,7 @@ class Hearts:
 
     def lost(self) -> str | None:
         """What is lost, if anything is."""
-        if time.monotonic() - self._answered > PATIENCE_SECONDS:
+        if self._now() - self._answered > PATIENCE_SECONDS:
             return f"rank 0 or its launcher has not answered for {PATIENCE_SECONDS:g} s"
         return self._verdict
 
@@ -95,14 +116,14 @@ class Hearts:
         """Show that this rank lives."""
         self._count += 1
         self.store.set(str(self.rank), str(self._count))
-        self._answered = time.monotonic()
+        self._answered = self._now()
 
     def look(self) -> str | None:
         """What is lost as far as the store knows."""
         if self.rank and self.store.check(["lost"]):
             return str(self.store.get("lost").decode())
         beats = self.store.multi_get([str(rank) for rank in self.watched])  # waits for ranks that have yet to come
-        now = time.monotonic()
+        now = self._now()
         for rank, beat in zip(self.watched, beats, strict=True):
             before, since = self._seen.get(rank, (b"", now))
             self._seen[rank] = (beat, since if beat == before else now)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,32 @@ def test_signalled_ranks_save_and_the_same_job_goes_on(tmp_path: Path, cluster: 
     assert commands == [staged, ranks[0], staged, *ranks]
     (copy,) = local.iterdir()
     assert (copy / "train" / "manifest.json").is_file() and f"data.shards={copy}" in cluster.lines("steps")[-1]
+
+
+SRUN_THAT_ONLY_NOTES = """#!/usr/bin/env bash
+echo "$*" >>"$STAND_INS/calls"
+"""
+
+
+def test_the_job_asks_for_what_it_was_given(cluster: Cluster) -> None:
+    cluster.program("srun", SRUN_THAT_ONLY_NOTES)
+    assert finish(cluster.job("train.sbatch", "--set", "seed=1", SLURM_GPUS_ON_NODE=8)).code == 0
+    staged, *trained = cluster.lines("calls")
+    assert "--wait=0 " in staged, "a node that has its copy does not hurry the others"
+    assert len(trained) == 2
+    for call in trained:
+        assert "--wait=300 " in call and call.endswith("--set training.device=cuda --set seed=1")
+    assert finish(cluster.job("train.sbatch")).code == 0
+    assert "training.device" not in cluster.lines("calls")[-1]
+
+
+@pytest.mark.parametrize(("left", "code"), [(60, 75), (600, 0)])
+def test_no_command_begins_after_the_signal_for_the_time_limit(cluster: Cluster, left: int, code: int) -> None:
+    cluster.program("srun", SRUN_THAT_ONLY_NOTES)
+    result = finish(cluster.job("train.sbatch", LOCAL="", SLURM_JOB_END_TIME=int(time.time()) + left))
+    assert result.code == code, result
+    assert len(cluster.lines("calls")) == (0 if code else 2)
+    assert cluster.lines("requeued") == (["4711"] if code else [])
 
 
 def test_a_mistake_ends_the_job_with_its_message(tmp_path: Path, cluster: Cluster) -> None:

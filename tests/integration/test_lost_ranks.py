@@ -1,7 +1,9 @@
 """A rank that dies, hangs or cannot go on: the others end within a minute, in order, and the restart resumes."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from forking import Started, narrow, start_ranks
+from forking import Started, children, narrow, start_ranks
 from running import ENDLESS_JOB, Trained, tiny_arguments
 
 from pipeline.data.shards import ShardReader
@@ -90,6 +92,31 @@ def test_a_rank_that_hangs(trained: Trained, tmp_path: Path, victim: int, prepar
         assert isinstance(message, str) and "no sign of life from rank 1" in message
 
 
+def test_a_suspended_job_goes_on(trained: Trained, tmp_path: Path) -> None:
+    """SLURM stops and continues every rank; no heart has beaten in between, and none is lost."""
+    started = begin(tmp_path, trained.shards, 2, prepare=impatient)
+    for each in started:
+        each.signal_group(signal.SIGSTOP)
+    time.sleep(5)
+    for each in started:
+        each.signal_group(signal.SIGCONT)
+    time.sleep(2)
+    (tmp_path / "run" / "STOP").touch()
+    assert [each.finish(30).code for each in started] == [75, 75]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_loader_worker_that_is_killed(trained: Trained, tmp_path: Path, ranks: int) -> None:
+    """As for want of memory: a rank that has lost its worker is lost to the others."""
+    started = begin(tmp_path, trained.shards, ranks)
+    (worker,) = children(started[-1].pid)
+    os.kill(worker, signal.SIGKILL)
+    results = [each.finish(60) for each in started]
+    results[-1].assert_one_line("a loader worker was killed, often for want of memory", "resumes", code=76)
+    assert [each.code for each in results] == [76] * ranks
+    assert status(tmp_path)["exit_code"] == 76
+
+
 def test_a_rank_that_cannot_go_on_stops_all_in_order(trained: Trained, tmp_path: Path) -> None:
     """A bad image is met by one rank; all save, and one line says which rank and which image."""
     shards = tmp_path / "shards"
@@ -127,6 +154,36 @@ def test_a_shared_mistake_is_said_once(trained: Trained, tmp_path: Path) -> None
         results = [each.finish() for each in start_ranks(tmp_path / str(number), 2, *arguments, prepare=narrow)]
         assert [each.code for each in results] == [2, 2], results
         assert message in results[0].errors and results[0].errors.count("\n") == 1 and not results[1].errors, results
+
+
+def looks_elsewhere() -> None:
+    """Rank 1 would find another checkpoint than the main one does, of a run that goes on saving."""
+    narrow()
+    if os.environ["RANK"] == "1":
+        checkpoint.find = checkpoint.newest = None  # type: ignore[assignment]
+
+
+def reads_another() -> None:
+    """Rank 1 reads other weights in a folder of the same name, as on a disk of its own."""
+    narrow()
+    load = checkpoint.load
+    if os.environ["RANK"] == "1":
+        checkpoint.load = lambda path: dataclasses.replace(load(path), digest="another")
+
+
+@pytest.mark.parametrize("prepare", [looks_elsewhere, reads_another])
+def test_all_ranks_start_from_the_same_weights(trained: Trained, tmp_path: Path, prepare: Callable[[], None]) -> None:
+    options = ("training.global_batch_size=8", "training.micro_batch_size=2")
+    arguments = ("train", *tiny_arguments(tmp_path / "run", trained.shards, *options), "--init", trained.run)
+    for how in ("started", "resumed"):
+        results = [each.finish() for each in start_ranks(tmp_path / how, 2, *arguments, prepare=prepare)]
+        if prepare is reads_another:
+            results[0].assert_one_line("rank 1: ", "not the weights that rank 0 reads")
+            assert results[1].code == 2 and not results[1].errors
+            shutil.copytree(trained.run / "train", tmp_path / "run" / "train", dirs_exist_ok=True)
+        else:
+            assert [each.code for each in results] == [0, 0], results
+            assert ("already finished" if how == "resumed" else "started from") in results[0].out
 
 
 def nan_on_one_rank() -> None:

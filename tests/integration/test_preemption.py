@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import Started, free_port, narrow, start_command, start_ranks
+from forking import Started, children, free_port, narrow, start_command, start_ranks
 from running import (
     Trained,
     finish,
@@ -169,6 +169,19 @@ def slow_to_evaluate() -> None:
     report.portraits = slow
 
 
+def slow_to_decode() -> None:
+    """On the main rank: the others have theirs already, and wait."""
+    narrow()
+    from pipeline.data import cache
+
+    def slow(*_: Any) -> None:
+        if os.environ["RANK"] == "0":
+            print("decoding", flush=True)
+            time.sleep(20)
+
+    cache.hold = slow
+
+
 SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slow_to_evaluate}
 
 
@@ -200,6 +213,28 @@ def test_whatever_the_ranks_are_doing(trained: Trained, tmp_path: Path, phase: s
     assert "Made:" in results[0].out and ("resumed from" in results[0].out) == (phase != "warming up")
 
 
+@pytest.mark.parametrize("how", ["SIGTERM", "STOP"])
+def test_one_rank_decodes_while_the_others_wait(trained: Trained, tmp_path: Path, how: str) -> None:
+    run = tmp_path / "run"
+    arguments = tiny_arguments(run, trained.shards, *SHARED, "data.cache=device")
+    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=slow_to_decode)
+    started[0].wait_for(lambda: "decoding" in started[0].text())
+    HOW[how](started, run)
+    assert_stopped(started, how, run)
+
+
+def test_a_signal_in_the_last_save_of_a_stage_is_for_the_next_command(trained: Trained, tmp_path: Path) -> None:
+    """The scheduler sends it once; a script that went on to `train` would run into the time limit."""
+    run = tmp_path / "run"
+    arguments = tiny_arguments(run, trained.shards, *SHARED, "tracking.checkpoint_every=100")
+    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=slow_to_save)
+    started[0].wait_for(lambda: "writing" in started[0].text())
+    term_to_all(started, run)
+    assert_stopped(started, "SIGTERM", run)
+    again = latentfuse("pretrain", *arguments)
+    assert again.code == 0 and "already finished at step 4" in again.out
+
+
 def test_a_rank_that_waits_for_the_others(trained: Trained, tmp_path: Path) -> None:
     arguments = tiny_arguments(tmp_path / "run", trained.shards, *SHARED)
     variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -216,10 +251,6 @@ def test_a_command_that_only_measures(trained: Trained, tmp_path: Path) -> None:
     started.signal(signal.SIGTERM)
     started.finish(20).assert_one_line("stopped by SIGTERM", code=75)
     assert not (tmp_path / "out").exists()
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_alive(pid: int) -> bool:

@@ -1,5 +1,7 @@
 """Checkpoints: every bit comes back, damage is found, and something whole is always there."""
 
+import errno
+import fcntl
 import json
 import pickle
 from collections.abc import Callable
@@ -56,6 +58,18 @@ def test_only_the_newest_are_kept_in_order_of_steps(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000100", "step-00001000"]
     found, passed_over = checkpoint.newest(tmp_path)
     assert found is not None and found.step == 1000 and not passed_over
+
+
+def test_damaged_ones_of_later_steps_take_no_place(tmp_path: Path) -> None:
+    """A run that went on before them, with fewer to keep, would be left with none."""
+    for step in (2000, 3000, 4000, 2500):
+        if step == 2500:
+            for later in checkpoint.steps(tmp_path)[1:]:
+                (later / "manifest.json").write_text("{}")
+        save(tmp_path, step, keep=3 if step > 2500 else 2)
+    found, _ = checkpoint.newest(tmp_path)
+    assert found is not None and found.step == 2500
+    assert "step-00002000" in listing(tmp_path)
 
 
 def test_none_is_none(tmp_path: Path) -> None:
@@ -206,3 +220,16 @@ def test_a_run_folder_has_one_job(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), checkpoint.claimed(tmp_path / "file"):
         pass
+
+
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with checkpoint.claimed(tmp_path / "run"):
+        pass
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run'}: cannot be locked (Function not implemented)" in said and said.count("\n") == 1

@@ -128,6 +128,16 @@ def test_what_may_change_takes_effect(trained: Trained, run: Path) -> None:
     assert config["optimizer"]["learning_rate"] == 0.003 and config["training"]["fusion_steps"] == 6
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_fused_optimizer_may_be_switched_on_and_off(trained: Trained, run: Path, fused: bool) -> None:
+    for steps, setting in ((5, not fused), (6, fused)):
+        settings = (f"training.fusion_steps={steps}", f"optimizer.fused={setting}")
+        result = latentfuse("train", *tiny_arguments(run, trained.shards, *settings))
+        assert result.code == 0 and "train: resumed from" in result.out, result.errors
+    for optimizer in ("autoencoder", "discriminator"):
+        assert checkpoint.load(newest(run, "train")).optimizers[optimizer]["param_groups"][0]["fused"] is fused
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizers.pt", "state.json", "manifest.json"])
 def test_a_damaged_checkpoint_is_passed_over_aloud(trained: Trained, run: Path, name: str) -> None:
     damaged = newest(run, "train")
