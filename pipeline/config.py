@@ -187,6 +187,10 @@ class OptimizerConfig(Section):
     """One pass over the parameters instead of many: the same to rounding, several times as fast."""
 
 
+def _yaml_no(value: Any) -> Any:
+    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+
+
 class SpeedConfig(Section):
     """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused and data.cache."""
 
@@ -198,12 +202,8 @@ class SpeedConfig(Section):
     """Try the convolution algorithms once and keep the fastest; a resumed run may then choose another."""
     keep_freed_memory: bool = True
     """On CPUs, with glibc: reuse the memory of freed tensors instead of asking the system for new pages each time."""
-    compile: Literal["no", "default", "reduce-overhead"] = "no"
+    compile: Annotated[Literal["no", "default", "reduce-overhead"], BeforeValidator(_yaml_no)] = "no"
     """torch.compile for E, G and P, not D (its penalty is differentiated twice); `reduce-overhead`: CUDA graphs too."""
-
-
-def _yaml_no(value: Any) -> Any:
-    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
 
 
 class TrainingConfig(Section):

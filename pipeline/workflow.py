@@ -54,6 +54,7 @@ def run(config: Config) -> None:
     with _job(config) as runtime:
         runtime.ranks.on_main(lambda: _at_once(_prepare_data, config, runtime))
         _pretrain(config, runtime)
+        runtime.free_memory()
         _train(config, runtime, None)
         runtime.ranks.on_main(lambda: _at_once(_finish, config, runtime))
 

@@ -79,6 +79,7 @@ def test_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("optimizer.learning_rate=1e-4", "optimizer", "learning_rate", 1e-4),
         ("optimizer.learning_rate=2.5E-3", "optimizer", "learning_rate", 2.5e-3),
         ("training.mixed_precision=no", "training", "mixed_precision", "no"),
+        ("speed.compile=no", "speed", "compile", "no"),
         ("training.mixed_precision=null", "training", "mixed_precision", None),
         ("training.mixed_precision=fp16", "training", "mixed_precision", "fp16"),
         ("data.horizontal_flip=false", "data", "horizontal_flip", False),

@@ -3,7 +3,9 @@
 import json
 import math
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import load_bundle
 from pipeline.config import LAYERS, Config
 from pipeline.training import checkpoint
+from pipeline.training.fusion import FusionStage
+from pipeline.training.loop import Setup
 from pipeline.training.pretrain import PretrainStage
 
 TERMS = ("adversarial", "content", "style", "reconstruction", "total_variation")
@@ -112,6 +116,28 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
     assert more.code == 0 and "pretrain: already finished" in more.out and "train 6/6" in more.out
     assert load_bundle(run / "bundle").trained["step"] == 6
     assert json.loads((run / "evaluation" / "metrics.json").read_text())["bundle"]["step"] == 6
+
+
+def test_pretraining_holds_no_memory_while_the_fusion_trains(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[weakref.ref[object]] = []
+    alive: list[int] = []
+    first, second = PretrainStage.__init__, FusionStage.__init__
+
+    def note(self: PretrainStage, setup: Setup) -> None:
+        first(self, setup)
+        networks.append(weakref.ref(self.average.trained))
+
+    def count(self: FusionStage, *arguments: Any) -> None:
+        alive.append(sum(network() is not None for network in networks))
+        second(self, *arguments)
+
+    monkeypatch.setattr(PretrainStage, "__init__", note)
+    monkeypatch.setattr(FusionStage, "__init__", count)
+    steps = ("training.pretrain_steps=1", "training.fusion_steps=1")
+    assert latentfuse("run", *tiny_arguments(tmp_path / "run", trained.shards, *steps)).code == 0
+    assert len(networks) == 1 and alive == [0]
 
 
 def test_run_paints_its_own_faces(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ IMAGES = 8
 
 
 def errors(setup: Setup, batch: list[MicroBatch]) -> dict[str, float]:
-    """Relative errors of the first fusion step at the initial weights.
+    """Relative errors of the first fusion step at the initial weights; infinite where a scaled gradient overflowed.
 
     Args:
         batch: a step's micro-batches; the first images of the first one are used.
@@ -38,7 +38,10 @@ def errors(setup: Setup, batch: list[MicroBatch]) -> dict[str, float]:
     with _plain_and_double(setup):
         wanted = _first_step(reference, few)
     seen = _first_step(stage, few)
-    return {name: float((seen[name].double() - value).norm() / value.norm()) for name, value in wanted.items()}
+    infinite = torch.tensor(torch.inf)
+    return {
+        name: float((seen.get(name, infinite).double() - value).norm() / value.norm()) for name, value in wanted.items()
+    }
 
 
 @contextmanager

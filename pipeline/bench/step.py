@@ -70,9 +70,9 @@ class Report:
 def measure(
     config: Config, steps: int, literal: bool = False, check: bool = False, profile: bool = False
 ) -> Report | None:
-    """Time `steps` steps of both stages on random images, after two that do not count.
+    """Time `steps` steps of both stages, or the next multiple of `penalty.every`, after two that do not count.
 
-    Neither data nor weights are needed: the perceptual network takes random ones, which are as slow.
+    Neither data nor weights are needed: images and the perceptual network's weights are random, which are as slow.
 
     Args:
         literal: time METHOD's step coded as it reads, too; ours then goes without the terms that METHOD lacks.
@@ -88,6 +88,8 @@ def measure(
     perceptual = config.perceptual.model_copy(update={"weights": "random", "feature_scale": "none"})
     weights = config.loss_weights.model_copy(update=dict.fromkeys(NOT_METHODS, 0.0)) if literal else config.loss_weights
     config = config.model_copy(update={"perceptual": perceptual, "loss_weights": weights})
+    every = config.penalty.every
+    steps = -(-steps // every) * every  # as many with the penalty as there are in the long run
     runtime = Runtime(config.training, config.speed)
     no_images = cast(FaceImages, None)  # the steps are given theirs
     setup = Setup(config, runtime, no_images, no_images)
@@ -162,15 +164,15 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
 
 def _speed(make: Callable[[], Stage | LiteralStage], setup: Setup, steps: int, flop: int, rate: float) -> Speed:
     device = setup.runtime.device
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    setup.runtime.free_memory()
     torch.manual_seed(setup.config.seed)
     stage = make()
     batch = random_batch(setup.order, setup.config.data.image_size)
     for number in range(WARM_UP):
         stage.step(number, batch)
     setup.runtime.accelerator.wait_for_everyone()
+    if device.type == "cuda":  # only now: cuDNN tries its algorithms in the first step, the largest of them too
+        torch.cuda.reset_peak_memory_stats()
     began = _now(device)
     for number in range(WARM_UP, WARM_UP + steps):
         stage.step(number, batch)

@@ -80,6 +80,8 @@ class Runtime:
         if self.speed.keep_freed_memory and not on_gpu:
             keep_freed_memory()
         self._frozen_format = torch.contiguous_format if self.speed.channels_last is False else torch.channels_last
+        # A CUDA graph's gradients lie in its own memory, which the next micro-batch overwrites: they are added to ours.
+        self._keeps_gradients = self.speed.compile == "reduce-overhead"
         torch.backends.cudnn.benchmark = self.speed.cudnn_benchmark
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.speed.tf32
 
@@ -140,8 +142,16 @@ class Runtime:
         self._names |= {id(parameter): name for name, parameter in module.named_parameters()}
         betas = (config.beta1, config.beta2)
         rate = learning_rate or config.learning_rate
+        if self._keeps_gradients:
+            for parameter in module.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         adam = torch.optim.Adam(module.parameters(), lr=rate, betas=betas, fused=config.fused)
         return self.accelerator.prepare_optimizer(adam)
+
+    def free_memory(self) -> None:
+        """Let go of the networks and optimizers of a stage that is done: accelerate keeps what it has prepared."""
+        self._names.clear()
+        self.accelerator.free_memory()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """For the calls of modules that `wrap` did not see."""
@@ -182,7 +192,7 @@ class Runtime:
             optimizer.step()
         elif attempt.finite:  # waits for the device
             optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         self._attempts.append(attempt)
         if self.checks_at_once:
             self.check()

@@ -73,6 +73,11 @@ def test_a_step_is_measured_and_counted(tmp_path: Path) -> None:
     latentfuse("bench", "step", *arguments, "--set", "training.mixed_precision=fp16").assert_one_line("fp16")
 
 
+def test_as_many_steps_have_the_penalty_as_in_the_long_run(tmp_path: Path) -> None:
+    arguments = tiny_arguments(tmp_path / "run", tmp_path / "nowhere", "penalty.every=3")
+    assert json.loads(latentfuse("bench", "step", *arguments, "--steps", "2", "--json").out)["steps"] == 3
+
+
 def test_the_matrix_rate_is_that_of_this_machine() -> None:
     rate = step.matrix_rate(torch.device("cpu"), torch.float32, seconds=0.1)
     assert 1e8 < rate < 1e14

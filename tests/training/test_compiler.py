@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Trained, latentfuse, tiny_arguments
+from running import Trained, batch_of, latentfuse, new_setup, tiny_arguments, tiny_config
 from torch import nn
 
 from pipeline.training.fusion import FusionStage
@@ -42,3 +42,24 @@ def test_nothing_but_steps_is_compiled(trained: Trained, tmp_path: Path, monkeyp
         result = latentfuse(command, *tiny_arguments(tmp_path / "run", trained.shards, *options))
         assert result.code == 0, result.errors
     assert graphs and set(graphs) == {"step"}
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_gradients_of_cuda_graphs_are_added_to_ours(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int
+) -> None:
+    """Theirs lie in the graphs' memory, which the next micro-batch overwrites. Without graphs the numbers are alike."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    weights = []
+    for compiled in ("no", "reduce-overhead"):
+        options = (f"training.micro_batch_size={micro}", f"speed.compile={compiled}")
+        stage = FusionStage(new_setup(tiny_config(tmp_path / compiled, trained.shards, *options)), trained.run)
+        stage.begin()
+        parameters = [p for module in (stage.average.trained, stage.critic) for p in module.parameters()]
+        ours = [p.grad for p in parameters]
+        for step in range(2):
+            stage.step(step, batch_of(stage.setup, step))
+        if compiled != "no":
+            assert all(grad is not None and p.grad is grad for p, grad in zip(parameters, ours, strict=True))
+        weights.append([p.detach() for p in parameters])
+    torch.testing.assert_close(weights[0], weights[1])

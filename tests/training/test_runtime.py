@@ -1,5 +1,7 @@
 """Devices, precision and skipped steps."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,15 @@ def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime, 
         adam.zero_grad()
     for ours, theirs in zip(module.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7 if fused else 0)
+
+
+def test_what_is_done_with_can_be_let_go(runtime: Runtime) -> None:
+    module = nn.Linear(100, 100)
+    weight, optimizer = weakref.ref(module.weight), runtime.optimizer(runtime.wrap(module), OptimizerConfig())
+    del module, optimizer
+    assert weight() is not None, "accelerate holds it"
+    runtime.free_memory()
+    assert weight() is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
