@@ -286,7 +286,7 @@ On the command line: `latentfuse fuse path/of/this/folder a.jpg b.jpg --strip 6`
 | | |
 |---|---|
 | stage, step | {trained["stage"]}, {trained["step"]} |
-| training images seen | {trained["images_seen"]:,} |
+| images seen in this stage | {trained["images_seen"]:,} |
 | shards (content hash) | `{trained["data_hash"][:16]}` |
 | weights | {"exponential moving average" if trained["weights"] == "average" else "as trained"} |
 | perceptual network | {perceptual.arch}, weights `{Path(perceptual.weights).name}`{labelled} |

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.evaluation.output import PER_IMAGE, read_rows
-from pipeline.evaluation.sections import STATISTICS
+from pipeline.evaluation.sections import OF_FACES, STATISTICS
 from pipeline.evaluation.statistics import Rows, draws, interval, plain, value
 from pipeline.evaluation.table import interval as as_interval
 from pipeline.evaluation.table import number
@@ -20,10 +20,14 @@ ALIKE = {
     "latentfuse": "versions of latentfuse",
     "shards": "test shards",
     "train_shards": "training shards",
+    "image_size": "image sizes",
+    "crop": "crops",
     "perceptual": "perceptual networks",
     "seed": "seeds",
 }
 """What must agree, and what it is called."""
+REALISM = ("net", "features", "count", "train_count")
+"""What must agree between two `realism` sections."""
 
 
 def compare(a: Path, b: Path) -> list[dict[str, Any]]:
@@ -47,6 +51,10 @@ def compare(a: Path, b: Path) -> list[dict[str, Any]]:
     for section, rows in rows_a.items():
         _check_alike(a, b, section, rows, rows_b[section])
         found += _with_rows(section, rows, rows_b[section], result_a["seed"])
+    for key in REALISM:
+        here, there = (result["realism"].get(key) for result in (result_a, result_b))
+        if here != there:
+            raise UserError(f"{a} and {b}: realism: different {key}: {here} and {there}; evaluate both alike")
     for section in ("realism", "factors"):
         found += _without_rows(section, result_a[section], result_b[section])
     return found
@@ -98,7 +106,7 @@ def _check_alike(a: Path, b: Path, section: str, some: Rows, others: Rows) -> No
 def _with_rows(section: str, some: Rows, others: Rows, seed: int) -> Iterator[dict[str, Any]]:
     statistic = STATISTICS[section]
     values = value(some, statistic), value(others, statistic)
-    drawn = draws(some, statistic, seed), draws(others, statistic, seed)
+    drawn = [draws(rows, statistic, seed, section != OF_FACES) for rows in (some, others)]
     for name in sorted(values[0]):
         if values[0][name].ndim > 1:
             continue
@@ -112,7 +120,7 @@ def _with_rows(section: str, some: Rows, others: Rows, seed: int) -> Iterator[di
 def _without_rows(section: str, some: dict[str, Any], others: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, a in some.items():
         b = others.get(name)
-        if name != "count" and all(isinstance(each, int | float) for each in (a, b)):
+        if name not in ("count", *REALISM) and all(isinstance(each, int | float) for each in (a, b)):
             yield _line(f"{section} {name}", a, b)
 
 

@@ -44,7 +44,7 @@ def by_bin(rows: Rows, bins: NDArray[np.int64]) -> Rows:
 
 
 def pose_statistics(means: Rows) -> Rows:
-    """Means within each bin and, of every metric, far over near.
+    """Means within each bin and, of every metric, far over near; of `ghost`, which may be 0 or less, far less near.
 
     Args:
         means: (R, BINS) each, of what `by_bin` gives.
@@ -54,7 +54,9 @@ def pose_statistics(means: Rows) -> Rows:
     for name, values in means.items():
         if name != "inside":
             within = values / inside
-            found |= {name: within, f"{name}_far_over_near": within[..., -1] / within[..., 0]}
+            near, far = within[..., 0], within[..., -1]
+            found[name] = within
+            found |= {f"{name}_far_less_near": far - near} if name == "ghost" else {f"{name}_far_over_near": far / near}
     return found
 
 
@@ -81,10 +83,10 @@ def pose(
     for name, table in tables.items():
         binned = by_bin(table, bins[: rows_of(table)])
         if binned["inside"].sum(axis=0).min() >= FEWEST_IN_BIN:
-            section[name] = summarised(binned, pose_statistics, seed)
+            section[name] = summarised(binned, pose_statistics, seed, pairs=True)
             rows[f"pose.{name}"] = binned
     if train is not None:
         crowds = [fused[torch.from_numpy(bins[: len(fused)] == number)] for number in range(BINS)]
         distances = np.array([kernel(train, crowd, seed)[0] for crowd in crowds])
-        section["KID"] = {"KID": plain(distances), "KID_far_over_near": plain(distances[-1] / distances[0])}
+        section["KID"] = {"KID": plain(distances), "KID_far_less_near": plain(distances[-1] - distances[0])}
     return section, rows

@@ -1,7 +1,7 @@
 """How close fused faces are, as a crowd, to the training images: Frechet and kernel distances of features."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from pipeline import losses
 from pipeline.config import LAYERS
 from pipeline.evaluation.distances import named
 from pipeline.evaluation.statistics import plain
-from pipeline.models.perceptual import OXFORD_RMS, PerceptualNetwork
+from pipeline.models.perceptual import PerceptualNetwork
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 """The file in torch's cache that torch-fidelity, on which torchmetrics' Inception rests, downloads."""
@@ -29,25 +29,36 @@ class Eye(NamedTuple):
     """What sees the images of a crowd."""
 
     name: str
-    see: Callable[[Tensor, list[Tensor] | None], Tensor]
-    """Images (B, 3, S, S) in [-1, 1] and, where they are at hand, P's features of them -> (B, D)."""
+    maps: Callable[[Tensor, list[Tensor] | None], Tensor]
+    """Images (B, 3, S, S) in [-1, 1] and, where they are at hand, P's features of them -> (B, D, h, w)."""
+    scaled: bool
+    """Whether features are to be divided by their root mean square over training images: P's scale is the recipe's."""
+
+    def see(self, images: Tensor, features: list[Tensor] | None = None) -> Tensor:
+        """Means over places, (B, D)."""
+        return losses.wide(self.maps(images, features)).mean(dim=(2, 3))
+
+    def see_training(self, batches: Iterable[Tensor]) -> tuple[Tensor, float]:
+        """What is seen of training images, (n, D) on the CPU, and what it and all else seen is to be divided by."""
+        seen, squares = [], []
+        for images in batches:
+            maps = losses.wide(self.maps(images, None))
+            seen.append(maps.mean(dim=(2, 3)).cpu())
+            squares.append(maps.square().mean(dim=(1, 2, 3)).cpu())
+        return torch.cat(seen), float(torch.cat(squares).mean().sqrt()) if self.scaled else 1.0
 
 
 def eye(perceptual: PerceptualNetwork, device: torch.device) -> Eye:
-    """Inception where torch-fidelity and its weights are here, else the last layer of P, averaged over places.
-
-    P's features are taken at RMS 1 whatever the recipe's scale, so that recipes can be compared.
-    """
+    """Inception where torch-fidelity and its weights are here, else the last layer of P, averaged over places."""
     if _TORCH_FIDELITY_AVAILABLE and (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
         inception = FrechetInceptionDistance(2048, sync_on_compute=False).inception.to(device)
-        return Eye("Inception v3, 2048 features", lambda images, _: inception(pixels.to_uint8(images)))
+        name = "Inception v3, 2048 features"
+        return Eye(name, lambda images, _: inception(pixels.to_uint8(images))[..., None, None], scaled=False)
 
-    rms = OXFORD_RMS[-1] if perceptual.config.feature_scale == "oxford" else 1.0
+    def last(images: Tensor, features: list[Tensor] | None) -> Tensor:
+        return (features or perceptual(images))[-1]
 
-    def pooled(images: Tensor, features: list[Tensor] | None) -> Tensor:
-        return losses.wide((features or perceptual(images))[-1]).mean(dim=(2, 3)) / rms
-
-    return Eye(f"not Inception: {named(perceptual)}, mean over places of {LAYERS[-1]}", pooled)
+    return Eye(f"not Inception: {named(perceptual)}, mean over places of {LAYERS[-1]}", last, scaled=True)
 
 
 def realism(train: Tensor, fused: Tensor, reconstructed: Tensor, seed: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.factors import factor_table, factors
 from pipeline.evaluation.figures import figures
 from pipeline.evaluation.output import show, write
-from pipeline.evaluation.portraits import Portraits, portraits
+from pipeline.evaluation.portraits import portraits
 from pipeline.evaluation.pose import pose, yaw
 from pipeline.evaluation.realism import Eye, eye, realism
 from pipeline.evaluation.shapley import MOST_ELEMENTS
@@ -33,7 +33,7 @@ from pipeline.progress import progress
 
 __all__ = ["as_table", "evaluate"]
 
-VERSION = 2
+VERSION = 3
 """Of the definitions: raise it whenever the same bundle and faces give other numbers."""
 
 
@@ -103,18 +103,24 @@ def _measured(
         "seed": config.seed,
         "bundle": bundle.trained,
         "shards": faces.dataset.content_hash,
+        "image_size": bundle.image_size,
+        "crop": bundle.config.data.crop,
         "train_shards": training.content_hash if training else None,
         "perceptual": named(perceptual),
         "layers": list(LAYERS),
         "exactness": {"count": some, **sections.exactness(bundle, faces, some)},
-        **{name: summarised(each, sections.STATISTICS[name], config.seed) for name, each in rows.items()},
+        **{
+            name: summarised(each, sections.STATISTICS[name], config.seed, name != sections.OF_FACES)
+            for name, each in rows.items()
+        },
     }
     result["regions"]["names"] = list(regions.NAMES)
     result["reconstruction"]["LPIPS_net"] = found.lpips_net
     result["effects"]["dead_elements"] = dead_elements(np.array(result["effects"]["matrix"]))
-    seen = _training_features(training, sight, bundle) if training else None
-    result["realism"] = _realism(found, sight, seen, config.seed)
-    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), found.fused, seen, config.seed)
+    seen, unit = _training_features(training, sight, bundle) if training else (None, 1.0)
+    fused, reconstructed = found.fused / unit, found.reconstructed / unit
+    result["realism"] = _realism(sight, seen, fused, reconstructed, config.seed)
+    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), fused, seen, config.seed)
     result["factors"] = _factors(faces, config.seed)
     return result, rows | rows_of_pose
 
@@ -127,19 +133,20 @@ def _training_images(bundle: Bundle, shards: Path, given: Path | None) -> FaceIm
 
 
 @torch.no_grad()
-def _training_features(training: FaceImages, sight: Eye, bundle: Bundle) -> Tensor:
-    """What the eye sees of a seeded choice of training images: (n, D) on the CPU."""
+def _training_features(training: FaceImages, sight: Eye, bundle: Bundle) -> tuple[Tensor, float]:
+    """What the eye sees of a seeded choice of training images, (n, D) on the CPU, in the unit that comes with it."""
     config = bundle.config.evaluation
     chosen = np.random.default_rng(config.seed).permutation(len(training))[: config.train_images].tolist()
     starts = range(0, len(chosen), config.batch_size)
     batches = (training.load(chosen[start : start + config.batch_size]).to(bundle.device) for start in starts)
-    return torch.cat([sight.see(images, None).cpu() for images in progress(batches, "training images", len(starts))])
+    seen, unit = sight.see_training(progress(batches, "training images", len(starts)))
+    return seen / unit, unit
 
 
-def _realism(found: Portraits, sight: Eye, seen: Tensor | None, seed: int) -> dict[str, Any]:
+def _realism(sight: Eye, seen: Tensor | None, fused: Tensor, reconstructed: Tensor, seed: int) -> dict[str, Any]:
     if seen is None:
         return {"left_out": "no training images: give their split folder with --train"}
-    return {"net": sight.name, **realism(seen, found.fused, found.reconstructed, seed)}
+    return {"net": sight.name, **realism(seen, fused, reconstructed, seed)}
 
 
 def _turns(faces: Faces) -> NDArray[np.float64]:
@@ -165,6 +172,8 @@ def _factors(faces: Faces, seed: int) -> dict[str, Any]:
     if not names:
         return {"left_out": "the faces are not painted ones, or too few: their factors are not known"}
     bundle = faces.bundle
+    if bundle.config.model.structure == "bands":
+        return {"left_out": "elements under `bands` are no groups of channels, which the probes need"}
     z = torch.cat([bundle.encode(faces.images(places)).cpu() for places in faces.batches(len(faces))])
     parts = z.split(bundle.model.sizes, dim=1)
     return factors([part.flatten(1).double().numpy() for part in parts], names, table, seed)

@@ -25,6 +25,8 @@ STATISTICS: dict[str, Statistic] = {
     **{f"pose.{table}": pose_statistics for table in ("reconstruction", "half_way", "path_pixels")},
 }
 """How the numbers of each section come from the means of its rows."""
+OF_FACES = "reconstruction"
+"""The section whose rows are of faces; the others' are of pairs."""
 Latents = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 

@@ -22,10 +22,17 @@ def count(rows: Rows) -> int:
     return len(next(iter(rows.values())))
 
 
-def resampling(rows: int, seed: int) -> Array:
-    """(DRAWS, rows): how much each row weighs in each draw of `rows` rows with replacement."""
-    random = np.random.default_rng(seed)
-    return random.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS) / rows
+def resampling(rows: int, seed: int, pairs: bool = False) -> Array:
+    """(DRAWS, rows): how much each row weighs in each draw with replacement; of pairs, blocks of neighbours are drawn.
+
+    Neighbouring pairs share a face (faces.py). Drawn one by one, 95 % intervals of a sum of what belongs to A and what
+    belongs to B would hold the truth 80 times in a hundred. (Circular block bootstrap, Politis and Romano, 1992.)
+    """
+    length = round(rows ** (1 / 3)) if pairs else 1
+    starts = np.random.default_rng(seed).multinomial(-(-rows // length), np.full(rows, 1 / rows), size=DRAWS)
+    counts = np.sum([np.roll(starts, place, axis=1) for place in range(length)], axis=0)
+    weights: Array = counts / counts.sum(axis=1, keepdims=True)
+    return weights
 
 
 def value(rows: Rows, statistic: Statistic) -> Rows:
@@ -34,9 +41,13 @@ def value(rows: Rows, statistic: Statistic) -> Rows:
     return {name: found[0] for name, found in _apply(rows, everything, statistic).items()}
 
 
-def draws(rows: Rows, statistic: Statistic, seed: int) -> Rows:
-    """The statistic of every resampling: name -> (DRAWS, ...). The same seed resamples alike: draws can be paired."""
-    drawn = _apply(rows, resampling(count(rows), seed), statistic)
+def draws(rows: Rows, statistic: Statistic, seed: int, pairs: bool = False) -> Rows:
+    """The statistic of every resampling: name -> (DRAWS, ...). The same seed resamples alike: draws can be paired.
+
+    Args:
+        pairs: whether rows are of pairs in their order, not of faces.
+    """
+    drawn = _apply(rows, resampling(count(rows), seed, pairs), statistic)
     return drawn if count(rows) > 1 else {name: np.full_like(each, np.nan) for name, each in drawn.items()}
 
 
@@ -51,9 +62,9 @@ def interval(drawn: Array) -> Array:
     return np.where(defined, ends, np.nan)
 
 
-def summarised(rows: Rows, statistic: Statistic, seed: int) -> dict[str, Any]:
+def summarised(rows: Rows, statistic: Statistic, seed: int, pairs: bool = False) -> dict[str, Any]:
     """What the JSON holds of a section: its count, its values, and the intervals of all but matrices."""
-    drawn = {name: each for name, each in draws(rows, statistic, seed).items() if each.ndim <= 2}
+    drawn = {name: each for name, each in draws(rows, statistic, seed, pairs).items() if each.ndim <= 2}
     ends = {name: plain(np.moveaxis(interval(each), 0, -1)) for name, each in drawn.items()}
     values = {name: plain(each) for name, each in value(rows, statistic).items()}
     return {"count": count(rows), **values, "interval": ends}

@@ -27,6 +27,7 @@ def changed(evaluated: Path, folder: Path, key: str | None = None, shift: float 
 def test_an_evaluation_does_not_differ_from_itself(evaluated: Path) -> None:
     found = compare(evaluated / "metrics.json", evaluated / "metrics.json")
     assert {each["difference"] for each in found} <= {0, None}
+    assert not [each["metric"] for each in found if "count" in each["metric"] or each["metric"] == "realism features"]
     assert {"reconstruction MSE", "effects own_share", "effects leakages 5", "shapley own_share"} <= {
         each["metric"] for each in found
     }
@@ -45,11 +46,28 @@ def test_differences_are_paired(evaluated: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "named"),
-    [("shards", "test shards"), ("perceptual", "perceptual networks"), ("version", "definitions (version)")],
+    [
+        ("shards", "test shards"),
+        ("image_size", "image sizes"),
+        ("crop", "crops"),
+        ("perceptual", "perceptual networks"),
+        ("version", "definitions (version)"),
+    ],
 )
 def test_other_faces_or_measures_are_refused(key: str, named: str, evaluated: Path, tmp_path: Path) -> None:
     other = changed(evaluated, tmp_path / "other", key)
     latentfuse("compare", evaluated / "metrics.json", other).assert_one_line(f"different {named}")
+
+
+@pytest.mark.parametrize(("key", "value"), [("net", "another"), ("features", 2048), ("train_count", 3)])
+def test_crowds_that_were_measured_otherwise_are_refused(
+    key: str, value: object, evaluated: Path, tmp_path: Path
+) -> None:
+    other = changed(evaluated, tmp_path / "other")
+    result = json.loads(other.read_text())
+    result["realism"][key] = value
+    other.write_text(json.dumps(result))
+    latentfuse("compare", evaluated / "metrics.json", other).assert_one_line(f"realism: different {key}")
 
 
 def test_what_is_no_evaluation_is_named(evaluated: Path, tmp_path: Path) -> None:

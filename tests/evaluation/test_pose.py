@@ -38,6 +38,9 @@ def test_means_within_bins_and_far_over_near() -> None:
     rows = by_bin({"x": np.array([1.0, 3, 5, 6, 7, 9, 1000])}, bins)
     found = value(rows, pose_statistics)
     assert found["x"].tolist() == [2, 5, 6, 8] and found["x_far_over_near"] == 4
+    ghosts = value({**rows, "ghost": rows["x"] - rows["inside"] * 2}, pose_statistics)
+    assert ghosts["ghost"].tolist() == [0, 3, 4, 6] and ghosts["ghost_far_less_near"] == 6
+    assert "ghost_far_over_near" not in ghosts
 
 
 def test_the_section() -> None:

@@ -55,8 +55,15 @@ def test_fused_and_floor_are_crowds_of_one_size() -> None:
 def test_crowds_are_seen_alike_under_every_scale_of_features() -> None:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     seen = []
-    for scale in ("oxford", "unit"):
+    for scale, calibrated in (("oxford", True), ("unit", True), ("unit", False), ("none", True)):
         network = PerceptualNetwork(PerceptualConfig(arch="vgg16", weights="random", feature_scale=scale))
-        network.calibrate([images])
-        seen.append(eye(network, torch.device("cpu")).see(images, None))
-    torch.testing.assert_close(seen[0], seen[1])
+        if calibrated:  # pre-training does not
+            network.calibrate([images])
+        sight = eye(network, torch.device("cpu"))
+        features, unit = sight.see_training(images.split(3))
+        torch.testing.assert_close(features, sight.see(images), rtol=1e-3, atol=1e-3)
+        seen.append(features / unit)
+        if scale == "unit" and calibrated:
+            assert unit == pytest.approx(1, rel=1e-5)
+    for others in seen[1:]:
+        torch.testing.assert_close(seen[0], others, rtol=1e-3, atol=1e-5)

@@ -24,12 +24,37 @@ def test_an_interval_is_as_wide_as_the_standard_error_says() -> None:
     assert low < values.mean() < high
 
 
+def test_pairs_that_share_a_face_widen_the_interval() -> None:
+    """A row is what belongs to its face and what belongs to the one before. Row by row it would be held in 80 %."""
+    held = 0
+    for trial in range(200):
+        faces = np.random.default_rng(trial).normal(size=400)
+        low, high = interval(draws({"x": faces + np.roll(faces, 1)}, as_means, seed=trial, pairs=True)["x"])
+        held += bool(low <= 0 <= high)
+    assert 0.88 <= held / 200 <= 0.98
+
+
 def test_a_resampling_takes_as_many_rows_as_there_are() -> None:
     weights = resampling(7, seed=3)
     assert weights.shape == (DRAWS, 7)
     np.testing.assert_allclose(weights.sum(axis=1), 1)
-    assert np.array_equal(weights * 7, np.round(weights * 7))
+    np.testing.assert_allclose(weights * 7, np.round(weights * 7))
     assert np.array_equal(weights, resampling(7, seed=3)) and not np.array_equal(weights, resampling(7, seed=4))
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (2, 1), (27, 3), (64, 4), (1000, 10)])
+def test_a_resampling_takes_blocks_of_neighbours(rows: int, length: int) -> None:
+    weights = resampling(rows, seed=3, pairs=True)
+    assert weights.shape == (DRAWS, rows)
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    drawn = -(-rows // length) * length
+    np.testing.assert_allclose(weights * drawn, np.round(weights * drawn), atol=1e-9)
+    if rows > 1:
+        together = np.mean((weights > 0) & (np.roll(weights, 1, axis=1) > 0)), np.mean(weights > 0) ** 2
+        assert (together[0] > together[1] + 0.05) == (length > 1), "neighbours come together"
+        assert not np.array_equal(weights, resampling(rows, seed=4, pairs=True))
+    assert np.array_equal(weights, resampling(rows, seed=3, pairs=True))
+    np.testing.assert_allclose(weights.mean(axis=0), 1 / rows, rtol=0.3)
 
 
 def test_a_ratio_is_one_of_means_and_its_rows_stay_together() -> None:
