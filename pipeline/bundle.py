@@ -228,7 +228,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: the bundle could not be written: {error}") from None
-    except ValueError:
+    except (ValueError, OverflowError):
         raise UserError(f"--max-shard-size {max_shard_size}: expected a size as 500MB or 5GB") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -64,8 +64,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "DataConfig":
-        if self.image_size < 32 or self.image_size & (self.image_size - 1):
-            raise ValueError(f"image_size: {self.image_size} is not a power of two of 32 or more; try 64, 128 or 256")
+        if not 32 <= self.image_size <= 4096 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size: {self.image_size} is not a power of two from 32 to 4096; try 64, 128 or 256")
         if self.stream is not None and self.source is not None:
             raise ValueError("stream: trains from tars as they are; leave out data.source, or shard it first")
         if self.stream is not None and self.cache != "none":
@@ -74,7 +74,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    base_channels: Positive = 64
+    base_channels: Annotated[int, Field(ge=1, le=1024)] = 64
     """Channels of the first block; the latent has 16 times as many."""
     kernel_size: Literal[4, 5] = 4
     """Kernel of every convolution."""
@@ -317,7 +317,7 @@ def load(path: Path | None, settings: list[str] | None = None) -> Config:
     values: Any = {}
     if path is not None:
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = overrides.parse(path.read_text(encoding="utf-8"))
             values = {} if values is None else values  # an empty file
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from pipeline.config import Config
-from pipeline.data.shards import load_manifest
+from pipeline.data.shards import ShardReader, load_manifest
 from pipeline.errors import UserError
-from pipeline.models.perceptual import weights_path
+from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training.runtime import check_device, unsupported_gpu
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "tensorboard")
@@ -38,7 +38,7 @@ def examine(config: Config) -> list[Check]:
         _versions(),
         *_devices(config),
         _disk(config.run_dir),
-        *(_shards(config.shards_dir / split) for split in ("train", "test")),
+        *_splits(config),
         _refusal("perceptual weights", config.perceptual.weights, lambda: _perceptual(config)),
     ]
 
@@ -65,7 +65,7 @@ def _devices(config: Config) -> list[Check]:
         if config.training.device == "cuda":
             built = torch.version.cuda
             fix = f"torch is built for CUDA {built}: check `nvidia-smi`" if built else "install torch with CUDA"
-        return [Check("device", f"no GPU; {os.cpu_count()} processors: bf16 and fp32", fix)]
+        return [Check("device", f"no GPU; {os.cpu_count()} processors: bf16 and fp32", fix), _precision(config, "cpu")]
     checks = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -76,18 +76,31 @@ def _devices(config: Config) -> list[Check]:
     problem = unsupported_gpu()
     if problem:
         checks.append(Check("torch for this GPU", "not built for it", problem))
+    return [*checks, _precision(config, config.training.device)]
+
+
+def _precision(config: Config, device: str) -> Check:
     precision = config.training.mixed_precision or "no"
-    checks.append(_refusal("precision", precision, lambda: check_device(config.training.device, precision)))
-    return checks
+    return _refusal("precision", precision, lambda: check_device(device, precision))
 
 
 def _disk(folder: Path) -> Check:
     existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    if not existing.is_dir():
+        return Check("disk", f"{existing} is a file", "set run_dir to a folder")
     free = shutil.disk_usage(existing).free / 2**30
     if not os.access(existing, os.W_OK):
         return Check("disk", f"{existing} cannot be written", "set run_dir to a folder that you may write to")
     fix = f"free some, or set run_dir elsewhere: a run wants {MIN_FREE_GIB:g} GiB" if free < MIN_FREE_GIB else ""
     return Check("disk", f"{free:.0f} GiB free at {existing}", fix)
+
+
+def _splits(config: Config) -> list[Check]:
+    """Training from a stream reads the test split alone; what is not there yet, `run` makes from `data.source`."""
+    splits = [config.shards_dir / split for split in ("train", "test")[config.data.stream is not None :]]
+    if config.data.source is not None and not any(split.exists() for split in splits):
+        return [Check("shards", f"to be made by `run` from {config.data.source}")]
+    return [_shards(split) for split in splits]
 
 
 def _shards(folder: Path) -> Check:
@@ -99,13 +112,17 @@ def _shards(folder: Path) -> Check:
         path = folder / shard.file
         if not path.is_file() or path.stat().st_size != shard.bytes:
             return Check(f"shards, {folder.name}", f"{shard.file} missing or cut short", f"latentfuse verify {folder}")
+    try:
+        ShardReader(folder)
+    except UserError as error:
+        return Check(f"shards, {folder.name}", "its index cannot be read", str(error))
     size = sum(shard.bytes for shard in manifest.shards) / 2**30
     return Check(f"shards, {folder.name}", f"{manifest.samples} images, {len(manifest.shards)} shards, {size:.2f} GiB")
 
 
 def _perceptual(config: Config) -> None:
     if config.perceptual.weights != "random":
-        weights_path(config.perceptual)
+        PerceptualNetwork(config.perceptual)
 
 
 def _refusal(what: str, state: str, check: Callable[[], None]) -> Check:

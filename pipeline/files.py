@@ -1,5 +1,6 @@
 """Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,10 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
     Args:
         flush: to disk, the file before the rename and the folder behind it; without, that is left to the caller.
     """
+    path = path.resolve()  # what a link points to is written, the link stays
+    if path.exists() and not path.is_file():
+        reason = errno.EISDIR if path.is_dir() else errno.EINVAL
+        raise OSError(reason, os.strerror(reason) if path.is_dir() else "not a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named here and made by the writer: Ctrl-C finds no moment between making it and being ready to remove it.
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.tmp{path.suffix}")

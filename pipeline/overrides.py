@@ -7,6 +7,26 @@ import yaml
 from pipeline.errors import UserError
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML forbids keys that come twice in a mapping; PyYAML takes the last of them without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def parse(text: str) -> Any:
+    """What a YAML text holds.
+
+    Raises:
+        yaml.YAMLError, ValueError: if it is none.
+    """
+    return yaml.load(text, _Loader)  # a safe loader
+
+
 def apply(values: dict[str, Any], override: str) -> None:
     """Set the key that `override` names, in place.
 
@@ -18,7 +38,7 @@ def apply(values: dict[str, Any], override: str) -> None:
     if not separator or not all(keys):
         raise UserError(f"--set {override}: expected key=value, for example --set training.fusion_steps=500")
     try:
-        value = yaml.safe_load(text)
+        value = parse(text)
     except (yaml.YAMLError, ValueError):
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     if isinstance(value, str):

@@ -80,6 +80,10 @@ def _job(config: Config) -> Iterator[Runtime]:
                 size = config.training.micro_batch_size
                 raise UserError(f"training.micro_batch_size: {size} needs more GPU memory than there is") from None
             except RuntimeError as error:
+                if "DefaultCPUAllocator" in str(error):
+                    raise UserError(
+                        "training.micro_batch_size, model, data.image_size: more memory than there is"
+                    ) from None
                 if not str(error).startswith("DataLoader worker"):
                     raise
                 raise LostRank(
@@ -150,6 +154,7 @@ def _prepare_data(config: Config, runtime: Runtime) -> None:
         load_manifest(folder / "train")  # says what to do if it is not there
         return
     source = Path(config.data.source)
+    from pipeline.data.parts import PLAN
     from pipeline.data.writing import write_shards
 
     if config.data.source == PAINTED:
@@ -157,6 +162,12 @@ def _prepare_data(config: Config, runtime: Runtime) -> None:
         from pipeline.data.synth import write_faces
 
         source = config.run_dir / "faces"
+        painted = _read_json(source / "synth.json").get("count", config.data.synth_count)
+        if painted != config.data.synth_count and (folder / PLAN).exists():  # before more are painted
+            raise UserError(
+                f"data.synth_count: {config.data.synth_count} now, but {painted} were painted and sharded in "
+                f"{config.run_dir}; change it back or set another run_dir"
+            )
         write_faces(source, config.data.synth_count, seed=config.seed, workers=default_workers())
     written = write_shards(source, folder, split=config.data.split, max_rejected=config.data.max_rejected)
     print(f"shard: {written.samples} images in {folder}, {written.written} shards new", flush=True)
@@ -175,10 +186,11 @@ def _finish(config: Config, runtime: Runtime) -> None:
         bundles.export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)
     bundle = bundles.load_bundle(made["bundle"], runtime.device)
+    bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation})  # as asked for now
     images = FaceImages(_held_out(config), config.data)
     metrics = _read_json(made["evaluation"] / "metrics.json")
-    told = tuple(metrics.get(key) for key in ("version", "bundle", "shards"))
-    if told != (VERSION, bundle.trained, images.content_hash):
+    told = tuple(metrics.get(key) for key in ("version", "bundle", "shards", "asked"))
+    if told != (VERSION, bundle.trained, images.content_hash, config.evaluation.model_dump(mode="json")):
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
     shown = images.load(list(range(min(2 * STRIPS, len(images))))).to(runtime.device).split(1)

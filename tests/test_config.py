@@ -123,7 +123,9 @@ def test_overrides_that_are_not_yaml(override: str) -> None:
         ("seed=-1", "seed: Input should be greater than or equal to 0, not -1"),
         ("seed=4294967296", "seed: Input should be less than 4294967296"),
         ("data.workers=-1", "data.workers: Input should be greater than or equal to 0, not -1"),
-        ("data.image_size=48", "data.image_size: 48 is not a power of two of 32 or more; try 64, 128 or 256"),
+        ("data.image_size=48", "data.image_size: 48 is not a power of two from 32 to 4096; try 64, 128 or 256"),
+        ("data.image_size=8192", "data.image_size: 8192 is not a power of two from 32 to 4096"),
+        ("model.base_channels=6400", "model.base_channels: "),
         ("data.image_size=16", "data.image_size: 16 is not a power of two"),
         ("data.image_size=64.5", "data.image_size: Input should be a valid integer"),
         ("model.kernel_size=3", "model.kernel_size: Input should be 4 or 5, not 3"),
@@ -200,6 +202,7 @@ def test_elements_fit_the_latent() -> None:
     ("content", "message"),
     [
         (b"seed: [1", "not valid YAML"),
+        (b"training: {pretrain_steps: 3}\nseed: 1\ntraining: {fusion_steps: 3}", "not valid YAML: training is given twice"),
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"seed: 2024-99-99", "not valid YAML"),
         (b"seed: !!python/object:os.system {}", "not valid YAML"),

@@ -76,3 +76,32 @@ def test_a_gpu_that_this_torch_has_no_kernels_for(
     fixes = [check.fix for check in checks if check.fix]
     assert any("pip install 'torch==2.10.0'" in fix and "sm_70" in fix for fix in fixes)
     assert any("fp16 and fp32, no bf16" in check.state for check in checks)
+
+
+def test_what_a_run_would_be_refused_for(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "MIN_FREE_GIB", 0.0)
+    shards = Path(shutil.copytree(trained.shards, tmp_path / "shards"))
+    (tmp_path / "file").touch()
+    (tmp_path / "empty.safetensors").touch()
+
+    def fixes(run_dir: Path, *settings: str) -> dict[str, str]:
+        result = latentfuse("doctor", *tiny_arguments(run_dir, shards, *settings), "--json")
+        found = {check["what"]: check["fix"] for check in json.loads(result.out) if check["fix"]}
+        assert result.code == (2 if found else 0)
+        return found
+
+    run = tmp_path / "run"
+    if not torch.cuda.is_available():
+        assert "fp16 needs a CUDA GPU" in fixes(run, "training.mixed_precision=fp16")["precision"]
+    assert "set run_dir" in fixes(tmp_path / "file")["disk"]
+    damaged = fixes(run, f"perceptual.weights={tmp_path / 'empty.safetensors'}")
+    assert "not readable as weights" in damaged["perceptual weights"]
+    (index,) = (shards / "test").glob("*.index.json")
+    index.write_text("{}")
+    assert set(fixes(run)) == {"shards, test"}
+    shutil.copytree(trained.shards / "test", shards / "test", dirs_exist_ok=True)
+    shutil.rmtree(shards / "train")
+    assert set(fixes(run)) == {"shards, train"}
+    assert not fixes(run, "data.stream=elsewhere.tar"), "training reads the test split alone"
+    shutil.rmtree(shards)
+    assert not fixes(run, "data.source=synth"), "`run` makes them"

@@ -25,6 +25,23 @@ def test_replacing_writes_the_file_with_the_usual_permissions(tmp_path: Path) ->
     assert listing(tmp_path) == {"new", "new/picture.png"}
 
 
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "file.txt")
+    files.write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "there" / "file.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "pipe"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(OSError, match="not a file" if path == "pipe" else "Is a directory"):
+        files.write_text(Path(path), "new")
+    assert Path("pipe").is_fifo() and listing(tmp_path) == {"pipe"}
+
+
 @pytest.mark.parametrize("stop", [OSError("disk"), KeyboardInterrupt()])
 def test_whatever_goes_wrong_leaves_what_was_there(tmp_path: Path, stop: BaseException) -> None:
     path = tmp_path / "file.txt"

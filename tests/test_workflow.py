@@ -14,6 +14,7 @@ from PIL import Image
 from running import (
     TEST,
     TRAIN,
+    Result,
     Trained,
     latentfuse,
     listing,
@@ -146,6 +147,21 @@ def test_run_paints_its_own_faces(tmp_path: Path) -> None:
     result = latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1"))
     assert result.code == 0 and "shard: 12 images" in result.out
     assert len(list((run / "faces" / "img_align_celeba").glob("*.jpg"))) == 12
+
+    def again(*settings: str) -> Result:
+        return latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1", *settings))
+
+    again("data.synth_count=16").assert_one_line("data.synth_count: 16 now, but 12 were painted and sharded")
+    assert len(list((run / "faces" / "img_align_celeba").glob("*.jpg"))) == 12, "a refusal changes nothing"
+    assert again().code == 0
+
+    def measured() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((run / "evaluation" / "metrics.json").read_text())
+        return found
+
+    assert measured()["effects"]["count"] == 3 and "path" not in measured()
+    assert again("evaluation.pairs=2", "evaluation.corner_pairs=1").code == 0
+    assert measured()["effects"]["count"] == 2 and measured()["path"]["count"] == 1
 
 
 def test_run_without_source_needs_shards(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def fuse(
         str | None, typer.Option("--lambda", help="One number for all elements, or one each: 1,0.5,0,0,1. 1 is A.")
     ] = None,
     preset: Annotated[str | None, typer.Option(help="content-style: the content of A in the style of B.")] = None,
-    strip: Annotated[int | None, typer.Option(help="This many images from A to B, under the inputs.")] = None,
+    strip: Annotated[int | None, typer.Option(max=1000, help="This many images from A to B, under the inputs.")] = None,
     grid: Annotated[bool, typer.Option("--grid", help="One row per element, each moved alone.")] = False,
     region: Annotated[
         str | None, typer.Option(help="Fuse eyes, nose, mouth, hair, or the picture's left or right half alone.")
@@ -100,7 +100,7 @@ def fuse(
         Path | None, typer.Option(help="JSON with A's landmarks; default: beside A, else CelebA's usual ones.")
     ] = None,
     feather: Annotated[
-        int | None, typer.Option(min=0, help="Pixels over which the region fades into an unchanged A'.")
+        int | None, typer.Option(min=0, max=4096, help="Pixels over which the region fades into an unchanged A'.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("fused.png"),
     device: Device = "cpu",

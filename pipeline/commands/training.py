@@ -8,6 +8,7 @@ import typer
 
 from pipeline.commands.options import AsJson, ConfigFile, DryRun, Overrides, configuration
 from pipeline.console import importing
+from pipeline.errors import UserError
 
 
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
@@ -23,12 +24,15 @@ def train(
     config: ConfigFile = None,
     overrides: Overrides = None,
     init: Annotated[
-        Path | None, typer.Option(help="Checkpoint or run to start from; default: this run's pre-training.")
+        Path | None,
+        typer.Option(help="Checkpoint or run to start from, not to resume; default: this run's pre-training."),
     ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Train the fusion from pre-trained weights; run again to resume."""
     resolved = configuration(config, overrides, dry_run)
+    if init is not None and not init.exists():
+        raise UserError(f"--init {init}: no such checkpoint or run")
     with importing():
         from pipeline import workflow
 

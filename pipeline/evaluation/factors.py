@@ -17,7 +17,8 @@ PENALTIES = tuple(10.0**power for power in range(0, 6))
 
 def factor_table(metadata: list[dict[str, Any]]) -> tuple[list[str], NDArray[np.bool_]]:
     """Names of the factors that can be probed, and which face has which, (n, K); none unless the faces are painted."""
-    attributes = [each.get("attributes") or {} for each in metadata]
+    found = [each.get("attributes") for each in metadata]
+    attributes = [each if isinstance(each, dict) else {} for each in found]  # shards of others may hold anything
     names = sorted(set.intersection(*(set(each) for each in attributes)))
     if not set(names) >= PAINTED_ONLY:
         return [], np.zeros((len(metadata), 0), dtype=bool)

@@ -20,6 +20,8 @@ from pipeline.errors import UserError
 from pipeline.evaluation.statistics import Rows
 
 METRICS, PER_IMAGE, TABLE = "metrics.json", "per_image.json", "metrics.md"
+FIGURES = ("reconstruction", "strips", "elements", "effects", "path", "shapley")
+"""Every figure there may be: one of an earlier evaluation does not stay."""
 DIGITS = 6
 
 
@@ -51,6 +53,8 @@ def write(
         files.write_json(temporary / METRICS, result)
         out.mkdir(parents=True, exist_ok=True)
         (out / METRICS).unlink(missing_ok=True)  # a kill from here on leaves none beside figures of two evaluations
+        for name in FIGURES:
+            (out / f"{name}.png").unlink(missing_ok=True)
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == METRICS):
             path.replace(out / path.name)
         files.fsync(out)
@@ -90,7 +94,9 @@ def show(folder: Path, result: dict[str, Any], figures: Mapping[str, Image]) -> 
     try:
         with SummaryWriter(str(folder)) as writer:
             for section, values in result.items():
-                for name, value in values.items() if isinstance(values, dict) and section != "bundle" else ():
+                for name, value in (
+                    values.items() if isinstance(values, dict) and section not in ("asked", "bundle") else ()
+                ):
                     if isinstance(value, int | float) and name != "count":
                         writer.add_scalar(f"{section}/{name}", value, step)
             for name, figure in figures.items():

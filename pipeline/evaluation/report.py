@@ -101,6 +101,7 @@ def _measured(
         "version": VERSION,
         "latentfuse": pipeline.__version__,
         "seed": config.seed,
+        "asked": config.model_dump(mode="json") | ({"pairs": pairs} if pairs else {}),
         "bundle": bundle.trained,
         "shards": faces.dataset.content_hash,
         "image_size": bundle.image_size,

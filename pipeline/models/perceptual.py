@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, vgg
 
+from pipeline import files
 from pipeline.config import LAYERS, Arch, PerceptualConfig
 from pipeline.errors import UserError
 
@@ -140,11 +141,15 @@ def fetch_weights(arch: Arch) -> Path:
         UserError: if the download fails; nothing is left half-written.
     """
     url = imagenet_url(arch)
-    try:
-        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, progress=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{url}: could not be fetched: {error}; run this where there is internet") from None
-    return weights_path(PerceptualConfig(arch=arch))
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    begins_with = path.stem.rsplit("-", 1)[-1]  # as torchvision names its files
+    if not path.is_file() or not files.sha256(path).startswith(begins_with):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=begins_with)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{url}: could not be fetched: {error}; run this where there is internet") from None
+    return path
 
 
 def _load(features: nn.ModuleList, path: Path, arch: str) -> None:

@@ -15,16 +15,17 @@ from pipeline.files import sha256
 FILES = {"metrics.json", "per_image.json", "metrics.md", "a.png", "b.png"}
 
 
-def written(out: Path, number: int) -> None:
+def written(out: Path, number: int, *more: str) -> None:
     rows = {"section": {"x": np.full(3, number)}}
-    figures = {name: Image.new("RGB", (4, 4), (number, 0, 0)) for name in "ab"}
+    figures = {name: Image.new("RGB", (4, 4), (number, 0, 0)) for name in ("a", "b", *more)}
     output.write(out, {"number": number}, rows, figures, lambda result: f"{result['number']}\n")
 
 
 def test_everything_is_written(tmp_path: Path) -> None:
     (tmp_path / ".out.tmp").mkdir()  # left by one that was killed
     (tmp_path / ".out.tmp" / "old.png").touch()
-    written(tmp_path / "out", 1)
+    written(tmp_path / "out", 1, "shapley")
+    assert "out/shapley.png" in listing(tmp_path)
     written(tmp_path / "out", 2)
     assert listing(tmp_path) == {"out", *(f"out/{name}" for name in FILES)}
     result = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -1,5 +1,6 @@
 """P: which layers are tapped, at which scale, and where its weights come from."""
 
+import hashlib
 import zipfile
 from pathlib import Path
 
@@ -200,6 +201,24 @@ def test_missing_imagenet_weights_name_the_command(cache: Path, arch: str, monke
     message = str(caught.value)
     assert message.startswith(str(cache / f"{arch}-")) and "\n" not in message
     assert f"latentfuse weights fetch --arch {arch}" in message
+
+
+def test_fetching_replaces_what_is_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the hash in the file's name, which torch compares for downloads alone."""
+    content = b"weights"
+    path = cache / f"vgg16-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    asked = []
+
+    def download(url: str, to: str, hash_prefix: str) -> None:
+        asked.append((url, hash_prefix))
+        Path(to).write_bytes(content)
+
+    monkeypatch.setattr(perceptual, "imagenet_url", lambda arch: f"https://somewhere/{path.name}")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    path.write_bytes(content[:3])
+    assert perceptual.fetch_weights("vgg16") == path and path.read_bytes() == content
+    assert perceptual.fetch_weights("vgg16") == path, "this one is whole"
+    assert asked == [(f"https://somewhere/{path.name}", path.stem[-8:])]
 
 
 @pytest.mark.parametrize("modern", [False, True])

@@ -165,6 +165,9 @@ def test_train_needs_pretraining_or_a_start(trained: Trained, tmp_path: Path) ->
     assert_equal_bits(newest(tmp_path / "new", "train"), newest(trained.run, "train"))
     wider = tiny_arguments(tmp_path / "wider", trained.shards, "model.base_channels=4")
     latentfuse("train", *wider, "--init", trained.run).assert_one_line("the weights of the autoencoder do not fit")
+    nowhere = tmp_path / "nowhere"
+    finished = tiny_arguments(tmp_path / "new", trained.shards)
+    latentfuse("train", *finished, "--init", nowhere).assert_one_line(f"--init {nowhere}: no such checkpoint")
 
 
 def test_cadence(trained: Trained, tmp_path: Path) -> None:
