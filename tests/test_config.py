@@ -202,7 +202,10 @@ def test_elements_fit_the_latent() -> None:
     ("content", "message"),
     [
         (b"seed: [1", "not valid YAML"),
-        (b"training: {pretrain_steps: 3}\nseed: 1\ntraining: {fusion_steps: 3}", "not valid YAML: training is given twice"),
+        (
+            b"training: {pretrain_steps: 3}\nseed: 1\ntraining: {fusion_steps: 3}",
+            "not valid YAML: training is given twice",
+        ),
         (b"\xff\xfe\x00", "not valid YAML"),
         (b"seed: 2024-99-99", "not valid YAML"),
         (b"seed: !!python/object:os.system {}", "not valid YAML"),

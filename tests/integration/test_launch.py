@@ -214,10 +214,14 @@ def test_the_job_asks_for_what_it_was_given(cluster: Cluster) -> None:
     assert "training.device" not in cluster.lines("calls")[-1]
 
 
-@pytest.mark.parametrize(("left", "code"), [(60, 75), (600, 0)])
-def test_no_command_begins_after_the_signal_for_the_time_limit(cluster: Cluster, left: int, code: int) -> None:
+@pytest.mark.parametrize(("limit", "left", "code"), [(86400, 60, 75), (86400, 600, 0), (100, 60, 0)])
+def test_no_command_begins_after_the_signal_for_the_time_limit(
+    cluster: Cluster, limit: int, left: int, code: int
+) -> None:
     cluster.program("srun", SRUN_THAT_ONLY_NOTES)
-    result = finish(cluster.job("train.sbatch", LOCAL="", SLURM_JOB_END_TIME=int(time.time()) + left))
+    end = int(time.time()) + left
+    times = {"SLURM_JOB_START_TIME": end - limit, "SLURM_JOB_END_TIME": end}
+    result = finish(cluster.job("train.sbatch", LOCAL="", **times))
     assert result.code == code, result
     assert len(cluster.lines("calls")) == (0 if code else 2)
     assert cluster.lines("requeued") == (["4711"] if code else [])
