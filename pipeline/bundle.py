@@ -6,6 +6,7 @@ BUNDLE/README.md           the model card
 """
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -202,6 +203,8 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         UserError: if `path` holds something else than a bundle, or cannot be written.
     """
     path = path.absolute()
+    if not re.fullmatch(r"0*[1-9]\d*[KMGT]B", max_shard_size):
+        raise UserError(f"--max-shard-size {max_shard_size}: expected a size as 500MB or 5GB")
     if path.exists() and not _is_bundle(path):
         raise UserError(f"{path}: exists and is not a bundle; remove it or name another folder")
     config = configuration.validate(found.state["config"], str(found.path))
@@ -228,8 +231,6 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: the bundle could not be written: {error}") from None
-    except (ValueError, OverflowError):
-        raise UserError(f"--max-shard-size {max_shard_size}: expected a size as 500MB or 5GB") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

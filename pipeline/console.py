@@ -3,23 +3,27 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+import typer
 
 from pipeline import signals
 from pipeline.errors import Interrupted, LostRank, StoppedElsewhere, UserError
 
 
-def run_app(app: Callable[[], None]) -> None:
+def run_app(app: typer.Typer) -> None:
     """Run a command line. Mistakes become one line and exit code 2; Ctrl-C 130, preemption 75, a lost rank 76."""
+    code: int | None = None
     try:
         with signals.listening():
-            app()
-    except SystemExit as stop:
-        if stop.code == 130:  # what Typer makes of Ctrl-C, without a word
-            _end("stopped by Ctrl-C", 130)
-        raise
+            code = app(standalone_mode=False)
+    except typer.TyperException as mistake:
+        message, context = mistake.format_message(), getattr(mistake, "ctx", None)
+        if message:  # without one, help was asked for and is shown
+            _end(f"{message} (see {context.command_path} --help)" if context else message, mistake.exit_code)
+        raise SystemExit(mistake.exit_code) from None
     except (UserError, Interrupted) as stop:
         _end(str(stop), getattr(stop, "exit_code", 2))
     except LostRank as stop:
@@ -30,6 +34,9 @@ def run_app(app: Callable[[], None]) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _end(f"{where}{error.strerror or error}", 2)
+    if code == 130:  # what Typer makes of Ctrl-C, without a word
+        _end("stopped by Ctrl-C", 130)
+    raise SystemExit(code)
 
 
 @contextmanager

@@ -29,9 +29,9 @@ def fitted(landmarks: Landmarks, width: int, height: int, size: int, crop: int |
 def of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -> Points:
     """Landmarks of an image of the shards, from its metadata; CelebA's usual ones where it has not all five."""
     landmarks, width, height = (metadata.get(key) for key in ("landmarks", "width", "height"))
-    if not width or not height:
+    if not all(_is_number(side) and side > 0 for side in (width, height)):
         return usual(size, size, size)
-    if not landmarks or not set(regions.POINTS) <= set(landmarks):
+    if not isinstance(landmarks, dict) or not all(_is_point(landmarks.get(name)) for name in regions.POINTS):
         return usual(width, height, size, crop)
     return fitted(landmarks, width, height, size, crop)
 
@@ -81,9 +81,13 @@ def _checked(path: Path, landmarks: Any) -> Landmarks:
         raise UserError(f"{path}: landmarks: {', '.join(regions.POINTS)} are needed, each as [x, y]")
     for name in regions.POINTS:
         point = landmarks.get(name)
-        if not (isinstance(point, list) and len(point) == 2 and all(_is_number(value) for value in point)):
+        if not _is_point(point):
             raise UserError(f"{path}: landmarks.{name}: [x, y] in pixels is needed, not {json.dumps(point)[:60]}")
     return landmarks
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(each) for each in value)
 
 
 def _is_number(value: object) -> bool:

@@ -180,7 +180,7 @@ def test_ctrl_c_leaves_the_bundle_that_was_there(
     assert listing(tmp_path) == {"bundle", *(f"bundle/{name}" for name in FILES)}
 
 
-@pytest.mark.parametrize("size", ["abc", "10", "", "MB", "infGB"])
+@pytest.mark.parametrize("size", ["abc", "10", "", "MB", "infGB", "-5GB", "0MB"])
 def test_a_size_that_is_none_is_refused(trained: Trained, tmp_path: Path, size: str) -> None:
     latentfuse("export", trained.run, tmp_path / "b", "--max-shard-size", size).assert_one_line("--max-shard-size")
     assert not listing(tmp_path)

@@ -93,13 +93,19 @@ def test_an_invalid_option_is_explained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = latentfuse(*arguments)
-    assert result.code == 2 and "Invalid value for" in result.errors and "Traceback" not in result.errors
+    result.assert_one_line("Invalid value for")
     assert not listing(tmp_path)
 
 
-def test_an_unknown_command_or_option_is_explained() -> None:
-    assert latentfuse("fusee").code == 2
-    assert latentfuse("fuse", "--lambdas", "1").code == 2
+def test_a_typing_error_is_explained_in_a_line() -> None:
+    latentfuse("shardd", "a", "b").assert_one_line("shardd", "Did you mean 'shard'", "latentfuse --help)")
+    latentfuse("shard", "a", "--imagesize", "1").assert_one_line("--image-size", "latentfuse shard --help)")
+    latentfuse("fuse", "bundle", "a.jpg").assert_one_line("Missing argument", "latentfuse fuse --help)")
+
+
+def test_without_arguments_help_is_shown() -> None:
+    for result in (latentfuse(), latentfuse("weights")):
+        assert result.code == 2 and "Usage:" in result.out and not result.errors
 
 
 @pytest.mark.parametrize(

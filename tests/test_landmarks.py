@@ -51,8 +51,10 @@ def test_landmarks_of_a_sample() -> None:
     assert landmarks.of_sample(sample, 40, crop=40) == {name: (x - 7, y - 20) for name, (x, y) in POINTS.items()}
     celeba = landmarks.fitted(regions.celeba(54, 80), 54, 80, 64)
     some = {name: POINTS[name] for name in ("lefteye", "nose")}
-    for other in ({}, some):
+    for other in ({}, some, POINTS | {"nose": 5}, POINTS | {"nose": ["a", 1]}, "nose", 3, [1]):
         assert landmarks.of_sample(sample | {"landmarks": other}, 64) == celeba
+    for width in ("54", -1, True, float("nan"), [54]):
+        assert landmarks.of_sample(sample | {"width": width}, 178) == landmarks.of_sample({}, 178)
     assert landmarks.of_sample({}, 178)["lefteye"] == pytest.approx((69, 91), abs=0.01)
 
 

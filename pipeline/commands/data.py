@@ -11,6 +11,9 @@ from pipeline.commands.options import AsJson, Workers
 from pipeline.console import importing
 from pipeline.errors import UserError
 
+INDEXING = {"source", "workers", "max_rejected", "index_only", "as_json"}
+"""What `shard --index-only` heeds."""
+
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder to fill, in CelebA's layout.")],
@@ -28,6 +31,7 @@ def synth(
 
 
 def shard(
+    context: typer.Context,
     source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG or PNG.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for train/ and test/.")] = None,
     split: Annotated[str, typer.Option(help="paper (last 2,599 are test), official, or the test fraction.")] = "paper",
@@ -56,12 +60,11 @@ def shard(
         with importing():
             from pipeline.data.indexing import index_tars
 
-        if part is not None or finish:
-            raise UserError(f"--index-only {source}: goes with neither --part nor --finish; leave that out")
-        if out is not None:
-            raise UserError(f"--index-only {source}: writes beside the tars; leave out {out}")
-        if not validate:
-            raise UserError(f"--index-only {source}: decodes every image; leave out --no-validate")
+        for parameter in context.command.params:
+            name = str(parameter.name)
+            if name not in INDEXING and context.params[name] != parameter.default:
+                what = out if name == "out" else f"--{'no-' if name == 'validate' else ''}{name.replace('_', '-')}"
+                raise UserError(f"--index-only {source}: decodes tars and indexes them as they are; leave out {what}")
         indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
         print(json.dumps(indexed.as_dict(), indent=2) if as_json else f"{indexed.samples} images indexed in {source}")
         return

@@ -98,8 +98,8 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
             or has no room for these.
     """
     with os_errors_named(destination):
-        destination.mkdir(parents=True, exist_ok=True)
         splits = _splits(source, destination)
+        destination.mkdir(parents=True, exist_ok=True)
         before = [_verified_at(split) for split in splits]
         with _locked(destination):
             # A manifest is written anew each time: another process has finished it while this one waited.

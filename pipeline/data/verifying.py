@@ -94,6 +94,8 @@ def _check_shard(shared: tuple[Path, Manifest], shard: ShardEntry) -> list[Probl
     path = folder / shard.file
     try:
         content = path.read_bytes()
+    except PermissionError:
+        raise
     except OSError as error:
         return [Problem(shard.file, None, f"missing: {error.strerror}")]
     whole = hashlib.sha256(content).hexdigest() == shard.sha256

@@ -64,8 +64,8 @@ def evaluate(
     dataset = FaceImages(shards, bundle.config.data)
     if len(dataset) < 2:
         raise UserError(f"{shards}: {len(dataset)} image; an evaluation needs at least 2")
-    if run_dir is not None and not run_dir.is_dir():
-        raise UserError(f"--run {run_dir}: no such folder; name the run folder of a training")
+    if run_dir is not None and not (run_dir / "config.yaml").is_file():
+        raise UserError(f"--run {run_dir}: holds no run (no config.yaml); name the run folder of a training")
     if bundle.device.type == "cpu":
         keep_freed_memory()
     training = _training_images(bundle, shards, train)

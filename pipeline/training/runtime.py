@@ -5,6 +5,7 @@
 
 import math
 import os
+import sys
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
@@ -91,9 +92,14 @@ class Runtime:
         return device
 
     def say(self, message: str) -> None:
-        """Print a line, on the main rank only."""
-        if self.ranks.is_main:
+        """Print a line, on the main rank only. Where nobody reads on, as behind `| head`, the run is saved and ends."""
+        if not self.ranks.is_main:
+            return
+        try:
             print(message, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            signals.request("a closed pipe behind its output")
 
     def place(self, module: M) -> M:
         """Move to the device, laid out as images are."""

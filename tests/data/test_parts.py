@@ -239,12 +239,22 @@ def test_parts_that_are_none(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["out", "--part", "1/2", "--finish"], ["--index-only", "--part", "1/2"], ["--index-only", "--finish"]]
+    ("arguments", "named"),
+    [
+        (("out", "--part", "1/2", "--finish"), "--finish alone"),
+        (("--index-only", "--part", "1/2"), "leave out --part"),
+        (("--index-only", "--finish"), "leave out --finish"),
+        (("out", "--index-only"), "leave out out"),
+        (("--index-only", "--no-validate"), "leave out --no-validate"),
+        (("--index-only", "--image-size", "64"), "leave out --image-size"),
+        (("--index-only", "--split", "official"), "leave out --split"),
+    ],
+    ids=str,
 )
 def test_options_that_do_not_go_together(
-    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: object, arguments: list[str]
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: object, arguments: list[str], named: str
 ) -> None:
     assert isinstance(capsys, pytest.CaptureFixture)
     assert shard(monkeypatch, source, *arguments) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "--part" in error and "--finish" in error
+    assert error.count("\n") == 1 and named in error

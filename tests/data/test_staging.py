@@ -165,6 +165,7 @@ def test_a_server_that_fails_is_not_an_empty_one(tmp_path: Path) -> None:
     for source, message in cases.items():
         with pytest.raises(UserError, match=message):
             stage(source, tmp_path / "local")
+    assert not (tmp_path / "local").exists()
 
 
 def test_a_missing_tool_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
+import pytest
 from making import member_offsets
 
 from pipeline.data.verifying import verify
@@ -60,3 +61,16 @@ def test_verify_finds_missing_and_extra_files(folder: Path) -> None:
     problems = {problem.shard: str(problem) for problem in verify(folder, workers=2).problems}
     assert problems.keys() == {"copy.tar", "shard-000001.index.json", "shard-000002.tar"}
     assert "missing" in problems["shard-000002.tar"] and "not in the manifest" in problems["copy.tar"]
+
+
+def test_what_may_not_be_read_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def forbidden(path: Path) -> bytes:
+        if path.suffix == ".tar":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(PermissionError, match="shard-000000"):
+        verify(folder, workers=1)

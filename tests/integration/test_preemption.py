@@ -57,6 +57,18 @@ def test_ctrl_c_saves_and_exits_with_130(trained: Trained, tmp_path: Path) -> No
     assert not list(run.rglob("*.tmp*"))
 
 
+def test_a_closed_pipe_saves(trained: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("pretrain", *tiny_arguments(run, trained.shards, *ENDLESS))
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("pretrain 1/")
+    process.stdout.close()  # as `| head -1` does
+    errors = process.stderr.read()
+    assert process.wait(60) == 75 and errors.count("\n") == 1 and "stopped by a closed pipe" in errors
+    saved, _ = checkpoint.newest(run / "pretrain" / "checkpoints")
+    assert saved is not None and saved.step >= 1
+
+
 def test_ctrl_c_before_the_first_step(trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start("pretrain", *tiny_arguments(run, trained.shards, *ENDLESS))
