@@ -123,9 +123,7 @@ def test_what_is_missing_is_named(trained: Trained, tmp_path: Path) -> None:
     latentfuse("evaluate", trained.bundle, trained.shards, *out).assert_one_line("name that folder")
     latentfuse("evaluate", trained.bundle, tmp_path / "no", *out).assert_one_line("no such folder")
     nothing = ("--run", tmp_path / "no")
-    latentfuse("evaluate", trained.bundle, trained.shards / "test", *out, *nothing).assert_one_line(
-        "--run", "no run"
-    )
+    latentfuse("evaluate", trained.bundle, trained.shards / "test", *out, *nothing).assert_one_line("--run", "no run")
     nowhere = ("--perceptual-weights", tmp_path / "no.safetensors")
     latentfuse("evaluate", trained.bundle, trained.shards / "test", *out, *nowhere).assert_one_line("no.safetensors")
     assert not listing(tmp_path)
