@@ -1,5 +1,6 @@
 """How a command ends: one line and an exit code, whatever ended it."""
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from pipeline.errors import Interrupted, LostRank, StoppedElsewhere, UserError
 def run_app(app: typer.Typer) -> None:
     """Run a command line. Mistakes become one line and exit code 2; Ctrl-C 130, preemption 75, a lost rank 76."""
     code: int | None = None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
     try:
         with signals.listening():
             code = app(standalone_mode=False)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2.functional import resize
 
+from pipeline import exif
 from pipeline.errors import UserError
 
 MIN_SIDE = 16
@@ -63,7 +64,7 @@ def from_pillow(picture: Image.Image, name: object = "picture") -> Tensor:
     """
     if picture.mode.startswith(("I", "F")):
         raise UserError(f"{name}: mode {picture.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
-    return torch.from_numpy(np.array(ImageOps.exif_transpose(picture).convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(exif.upright(picture).convert("RGB"))).permute(2, 0, 1)
 
 
 def fit(image: Tensor, size: int, crop: int | None = None, out: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ def fitted(landmarks: Landmarks, width: int, height: int, size: int, crop: int |
 
 def of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -> Points:
     """Landmarks of an image of the shards, from its metadata; CelebA's usual ones where it has not all five."""
-    landmarks, width, height = (metadata.get(key) for key in ("landmarks", "width", "height"))
+    landmarks, width, height = (metadata.get(key, 0) for key in ("landmarks", "width", "height"))
     if not all(_is_number(side) and side > 0 for side in (width, height)):
         return usual(size, size, size)
     if not isinstance(landmarks, dict) or not all(_is_point(landmarks.get(name)) for name in regions.POINTS):

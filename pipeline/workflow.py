@@ -15,7 +15,7 @@ from pipeline import fuse
 from pipeline.config import Config
 from pipeline.data import cache
 from pipeline.data.loader import FaceImages
-from pipeline.data.shards import load_manifest
+from pipeline.data.shards import PLAN, load_manifest
 from pipeline.data.stream import StreamedFaces
 from pipeline.errors import LostRank, UserError
 from pipeline.evaluation.report import VERSION, as_table, evaluate
@@ -154,7 +154,6 @@ def _prepare_data(config: Config, runtime: Runtime) -> None:
         load_manifest(folder / "train")  # says what to do if it is not there
         return
     source = Path(config.data.source)
-    from pipeline.data.parts import PLAN
     from pipeline.data.writing import write_shards
 
     if config.data.source == PAINTED:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "pipeline"
 MAX_LINES, MAX_FUNCTION_LINES = 350, 60
 
 LEVELS: list[set[str]] = [
-    {"errors", "files", "invalid", "memory", "progress"},
+    {"errors", "exif", "files", "invalid", "memory", "progress"},
     {"signals", "overrides"},
     {"config", "console", "regions"},
     {

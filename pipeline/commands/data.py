@@ -40,7 +40,9 @@ def shard(
         int | None, typer.Option(min=16, help="Crop, resize to this side and re-encode; default: bytes as they are.")
     ] = None,
     crop: Annotated[int | None, typer.Option(min=16, help="Centre crop before resizing; default: the largest.")] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality with --image-size.")] = 90,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="JPEG quality with --image-size; default: 90.")
+    ] = None,
     validate: Annotated[
         bool, typer.Option("--validate/--no-validate", help="Decode every image once; without, read headers only.")
     ] = True,
@@ -108,7 +110,12 @@ def verify(
             print(f"{folder}: {report.samples} images, {'damaged' if report.problems else 'intact'}")
     damaged = [folder for folder, report in reports.items() if report.problems]
     if damaged:
-        raise UserError(f"damaged: {', '.join(damaged)}; delete the shards named and run `shard` again")
+        kinds = {report.kind for report in reports.values() if report.problems}
+        advice = {
+            "written": "delete the shards named and run `shard` again (of a copy: run `stage` again)",
+            "indexed": "get tars that others wrote from where they came, then run `shard --index-only` again",
+        }
+        raise UserError(f"damaged: {', '.join(damaged)}; {'; '.join(advice[kind] for kind in sorted(kinds))}")
 
 
 def stage(

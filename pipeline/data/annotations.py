@@ -1,8 +1,9 @@
 """CelebA's annotation files: the original `.txt` forms and the `.csv` forms of the Kaggle copy."""
 
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 from pipeline.errors import UserError
@@ -22,17 +23,33 @@ class Table:
 
     columns: tuple[str, ...] = ()
     rows: dict[str, str] = field(default_factory=dict)
+    where: str = ""
+    """Its file, for messages."""
 
     def of(self, names: Sequence[str]) -> list[str]:
-        """Each image's row, or nothing: by path in the source, file name, or stem with `.jpg` (for `.png` copies)."""
+        """Each image's row, or nothing: by path in the source, file name, or stem with `.jpg` (for `.png` copies).
+
+        Raises:
+            UserError: if a file name, without its path, is that of two images.
+        """
         rows = self.rows
-
-        def elsewhere(name: str) -> str:
-            base = name.rsplit("/", 1)[-1]
-            return rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg", "")
-
+        if not rows:
+            return [""] * len(names)
         found = list(map(rows.get, names, repeat("")))
-        return found if all(found) else [row or elsewhere(name) for name, row in zip(names, found, strict=True)]
+        if all(found):
+            return found
+        served = {name: name for name, row in zip(names, found, strict=True) if row}
+        for place, name in enumerate(names):
+            base = name.rsplit("/", 1)[-1]
+            if not found[place] and (row := rows.get(base) or rows.get(base.rsplit(".", 1)[0] + ".jpg", "")):
+                other = served.setdefault(base, name)
+                if other != name:
+                    raise UserError(f"{self.where}: {base} may be {other} or {name}; list them by these paths")
+                found[place] = row
+        if not all(found):
+            listed = sum(map(bool, found))
+            print(f"{self.where}: lists {listed} of the {len(names)} images", file=sys.stderr, flush=True)
+        return found
 
 
 def parse(stem: str, where: str, content: bytes) -> Table:
@@ -56,7 +73,7 @@ def parse(stem: str, where: str, content: bytes) -> Table:
     else:
         table = _parse_txt(where, lines)
     _check(stem, where, table)
-    return table
+    return replace(table, where=where)
 
 
 def landmark_names(columns: tuple[str, ...]) -> tuple[str, ...]:

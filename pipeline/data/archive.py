@@ -1,6 +1,7 @@
 """Zip files of images: their list, and one member's bytes, without `zipfile`'s object and file position for each."""
 
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,7 @@ _NEWEST_VERSION = 63  # what `zipfile` takes
 _UTF_8 = 0x800  # the flag of a name
 _IN_64_BITS = 0xFFFFFFFF  # the number is elsewhere
 _AS_FILE = attrgetter(*("filename", "file_size", "CRC", "header_offset", "compress_size", "compress_type", "flag_bits"))
+_ROOTED = re.compile(r"\A(\.?/)+")  # of paths like /a.jpg and ./a.jpg
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -51,11 +53,22 @@ def list_files(path: Path, wanted: Callable[[str], bool]) -> list[File]:
                 files = list(starmap(File, map(_AS_FILE, archive.infolist())))
     except (zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
+    if any(file.path.startswith(("/", "./")) for file in files):
+        files = [file._replace(path=_ROOTED.sub("", file.path)) for file in files]
     files = [file for file in files if wanted(file.path) and not file.path.endswith("/")]
     for file in files:
         if file.flags & 1 or file.method not in _METHODS:
             raise UserError(f"{path}: {file.path}: encrypted or of an unknown compression; unpack the zip first")
     return files
+
+
+def read_file(path: Path, file: File) -> bytes:
+    """The bytes of one file of a zip that is not open; raises as `read`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return read(descriptor, file)
+    finally:
+        os.close(descriptor)
 
 
 def read(descriptor: int, file: File) -> bytes:

@@ -21,11 +21,14 @@ from pipeline.errors import UserError
 ARCHIVE = "img_align_celeba.zip"
 FOLDER = "img_align_celeba"
 SUFFIXES = (".jpg", ".jpeg", ".png")
+IN_THE_WILD = "img_celeba"
+"""CelebA's pictures before they were aligned: the landmarks of the aligned ones are not theirs."""
 # Where CelebA's own download keeps its annotation files, beside Img/.
 ANNOTATION_FOLDERS = ("", "Anno", "Eval")
 # Key, dot, extension must fit the 100 bytes of a tar header's name.
 LONGEST_KEY = 80
 
+_ANNOTATION_FILES = frozenset(f"{stem}{suffix}" for stem in annotations.STEMS for suffix in (".txt", ".csv"))
 _PARTITIONS = {"0": 0, "1": 1, "2": 2}
 _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -114,14 +117,20 @@ def open_source(path: Path) -> Source:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
     """
     location = _locate(path)
-    files = archive.list_files(location, _is_image) if location.is_file() else _list_folder(location)
+    inside: dict[str, File] = {}
+    if location.is_file():
+        listed = archive.list_files(location, lambda path: _is_image(path) or _is_annotation(path))
+        files = [file for file in listed if _is_image(file.path)]
+        inside = {file.path.rpartition("/")[2]: file for file in reversed(listed) if _is_annotation(file.path)}
+    else:
+        files = _list_folder(location)
     if not files:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
     parents = {file.path.rpartition("/")[0] for file in files}
     prefix = os.path.commonpath(parents) if "" not in parents else ""
     by_name = {file.path.removeprefix(prefix).lstrip("/") if prefix else file.path: file for file in files}
-    tables, contents = _read_annotations(path, location, prefix)
+    tables, contents = _read_annotations(path, location, prefix, inside)
     lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape"))
     for stem in sorted(contents):
@@ -145,9 +154,15 @@ def _locate(path: Path) -> Path:
 
 
 def _is_image(path: str) -> bool:
-    if not path.endswith(SUFFIXES) and not path.lower().endswith(SUFFIXES):
-        return False
-    return not (path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/")))
+    return (path.endswith(SUFFIXES) or path.lower().endswith(SUFFIXES)) and not _is_hidden(path)
+
+
+def _is_hidden(path: str) -> bool:
+    return path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/"))
+
+
+def _is_annotation(path: str) -> bool:
+    return path.rpartition("/")[2] in _ANNOTATION_FILES and not _is_hidden(path)
 
 
 def _list_folder(folder: Path) -> list[File]:
@@ -168,13 +183,17 @@ def _list_folder(folder: Path) -> list[File]:
     return files
 
 
-def _read_annotations(path: Path, location: Path, prefix: str) -> tuple[dict[str, Table], dict[str, bytes]]:
-    """Every annotation file found: parsed, and as bytes for the fingerprint."""
+def _read_annotations(
+    path: Path, location: Path, prefix: str, inside: dict[str, File]
+) -> tuple[dict[str, Table], dict[str, bytes]]:
+    """Every annotation file found, near the images or else `inside` the zip: parsed, and as bytes."""
     images = location.parent if location.is_file() else location / prefix
     base = path.parent if path.is_file() else path
     near = [images, images.parent, base, base.absolute().parent]
     tables, contents = {}, {}
     for stem in annotations.STEMS:
+        if stem == annotations.LANDMARKS and IN_THE_WILD in (images.name, Path(prefix).name, location.stem):
+            continue
         places = [
             folder / inner / f"{stem}{suffix}"
             for folder in near
@@ -182,13 +201,15 @@ def _read_annotations(path: Path, location: Path, prefix: str) -> tuple[dict[str
             for suffix in (".txt", ".csv")
         ]
         found = next((place for place in places if place.is_file()), None)
-        if found is None:
+        zipped = inside.get(f"{stem}.txt") or inside.get(f"{stem}.csv")
+        if found is None and zipped is None:
             continue
+        where = found or location / (zipped.path if zipped else "")
         try:
-            contents[stem] = found.read_bytes()
+            contents[stem] = archive.read_file(location, zipped) if zipped and not found else where.read_bytes()
         except OSError as error:
-            raise UserError(f"{found}: cannot be read: {error.strerror}") from None
-        tables[stem] = annotations.parse(stem, str(found), contents[stem])
+            raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
+        tables[stem] = annotations.parse(stem, str(where), contents[stem])
     return tables, contents
 
 

@@ -1,27 +1,32 @@
 """One encoded image: is it whole, and, where asked for, its centre square at another size."""
 
 import io
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+
+from pipeline import exif
 
 MINIMUM_SIDE = 16
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
 # Modes that every reader turns into RGB without loss of range.
 PLAIN_MODES = frozenset({"RGB", "L", "RGBA", "CMYK", "P", "LA", "1"})
 
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 _JPEG_START, _JPEG_SCAN, _JPEG_EXIF = b"\xff\xd8", 0xFFDA, 0xFFE1
 _SCAN_BYTES = _JPEG_SCAN.to_bytes(2, "big")
 _JPEG_FRAMES = frozenset({0xFFC0, 0xFFC1, 0xFFC2})  # baseline, extended, progressive
 # Tables, restart interval, applications' data but EXIF, comment.
 _JPEG_SKIPPED = frozenset({0xFFC4, 0xFFDB, 0xFFDD, *range(0xFFE0, 0xFFF0), 0xFFFE}) - {_JPEG_EXIF}
+_JPEG_END_MARKER = 0xFFD9
+_JPEG_END = _JPEG_END_MARKER.to_bytes(2, "big")
+_JPEG_BETWEEN_SCANS = _JPEG_SKIPPED | {_JPEG_SCAN, _JPEG_EXIF, 0xFFDC}  # and the number of lines
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)  # neither a stuffed byte nor a restart
 _SEGMENT, _FRAME = struct.Struct(">HH"), struct.Struct(">BHHB")
 _MOST_SEGMENTS = 1000
 _USUAL_PIXELS = 2**26  # Pillow refuses far larger ones
@@ -80,10 +85,7 @@ def describe(data: bytes) -> EncodedImage:
 def _described(image: Image.Image, data: bytes) -> EncodedImage:
     if image.format == "PNG" and data[24] == 16:
         raise ImageRejected("16 bits per channel; set an image size so that it is re-encoded")
-    width, height = image.size
-    if "exif" in image.info and image.getexif().get(_ORIENTATION) in _TURNED:
-        width, height = height, width
-    return EncodedImage(data, EXTENSIONS[str(image.format)], width, height)
+    return EncodedImage(data, EXTENSIONS[str(image.format)], *exif.displayed_size(image))
 
 
 def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tuple[EncodedImage, Crop]:
@@ -96,8 +98,7 @@ def centre_square(data: bytes, size: int, crop: int | None, quality: int) -> tup
     Raises:
         ImageRejected: as `check`.
     """
-    image = ImageOps.exif_transpose(_open(data, _load))
-    image = image.convert("RGB")
+    image = exif.upright(_open(data, _load)).convert("RGB")
     side = min(*image.size, crop or max(image.size))
     left, top = round((image.width - side) / 2), round((image.height - side) / 2)  # as `pipeline.images.fit`
     box = (left, top, left + side, top + side)
@@ -178,7 +179,24 @@ def _open(data: bytes, load: Callable[[Image.Image], object] | None) -> Image.Im
         raise ImageRejected("not a JPEG or PNG image") from None
     except Exception as error:  # Pillow's decoders raise whatever they trip over in damaged input
         raise ImageRejected(f"cannot be decoded: {error}") from None
-    # Pillow takes a JPEG whose end marker is cut off; libjpeg's other users (torchvision) refuse it.
-    if load is not None and image.format != "PNG" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-        raise ImageRejected("cannot be decoded: the end of the JPEG is missing")
+    if load is not None and image.format != "PNG":
+        _check_scans(data)
     return image
+
+
+def _check_scans(data: bytes) -> None:
+    """Find what Pillow takes and libjpeg's other users (torchvision) refuse: scans without end, or markers in them."""
+    last = data.rfind(_SCAN_BYTES) + len(_SCAN_BYTES)
+    end = data.find(_JPEG_END, last)
+    if end >= 0 and data.count(b"\xff", last, end) == data.count(b"\xff\x00", last, end):
+        return  # as nearly always; else there are restarts or damage, or more than the picture is in the file
+    position, scanning = 2, False
+    while found := _MARKER.search(data, position):
+        marker = 0xFF00 + found[1][0]
+        if marker == _JPEG_END_MARKER:
+            return
+        scanning |= marker == _JPEG_SCAN
+        if scanning and marker not in _JPEG_BETWEEN_SCANS:
+            raise ImageRejected("cannot be decoded: damaged within the JPEG's scan")
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    raise ImageRejected("cannot be decoded: the end of the JPEG is missing")

@@ -14,6 +14,7 @@ from pipeline.data.pool import run_tasks, stoppable
 from pipeline.data.shards import (
     COLUMNS,
     MANIFEST,
+    PLAN,
     SCHEMA,
     Manifest,
     Rejected,
@@ -57,13 +58,15 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
     Raises:
         UserError: no tars, a damaged tar, shards that `write_shards` wrote, or more rejected than `max_rejected`.
     """
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(folder.glob("[!.]*.tar"))
     if not tars:
         raise UserError(f"{folder}: no .tar files to index (compressed tars cannot be read at random: unpack them)")
     if (folder / MANIFEST).exists() and load_manifest(folder).kind == "written":
         raise UserError(
             f"{folder}: these shards were written by `shard` and have their index; check them with `verify`"
         )
+    if (folder.parent / PLAN).exists():
+        raise UserError(f"{folder}: `shard` has not finished these; run it again, it continues")
     with os_errors_named(folder):
         with closing(run_tasks(_index_tar, None, tars, workers)) as indexed:
             for _ in progress(indexed, "tars", len(tars)):

@@ -14,11 +14,10 @@ from pathlib import Path
 
 from pipeline.data.celeba import Source
 from pipeline.data.packing import Options, Task
-from pipeline.data.shards import MANIFEST, SCHEMA, os_errors_named
+from pipeline.data.shards import MANIFEST, PLAN, SCHEMA, os_errors_named
 from pipeline.errors import UserError
 from pipeline.files import fsync, write_json
 
-PLAN = "plan.json"
 PARTS = "parts.json"
 """Of how many parts there were: there from the first part until the manifests are."""
 LOCK_PATIENCE_SECONDS = 3.0
@@ -92,7 +91,7 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         "options": options.as_dict(),
     }
     if not path.exists():
-        foreign = [name for name in splits if next((out / name).glob("*.tar"), None)]
+        foreign = [name for name in splits if next((out / name).glob("[!.]*.tar"), None)]
         if foreign and not path.exists():  # looked at again: another part may have begun in between
             raise UserError(f"{out / foreign[0]}: holds tars that `shard` did not plan; choose another folder")
         _write_unless_there(path, json.dumps(plan, indent=2, sort_keys=True) + "\n")
@@ -165,7 +164,8 @@ def note_parts(out: Path, part: Part) -> None:
 
 def forget_parts(out: Path) -> None:
     """Remove the note: the shards are finished."""
-    (out / PARTS).unlink(missing_ok=True)
+    if (out / PARTS).exists():  # finished shards may be where nothing can be written
+        (out / PARTS).unlink(missing_ok=True)
 
 
 def _noted_parts(out: Path) -> int | None:

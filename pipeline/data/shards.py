@@ -24,7 +24,7 @@ from pipeline.data.tar import BLOCK, is_header
 from pipeline.errors import UserError
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
+MANIFEST, PLAN = "manifest.json", "plan.json"
 # One row per sample and column in the index; an image without a `.json` has metadata offset -1.
 COLUMNS = {
     "offset": np.int64,
@@ -136,9 +136,9 @@ def _why_no_manifest(folder: Path) -> str:
     for split in ("train", "test"):
         if (folder / split / MANIFEST).is_file():
             return f"{folder}: no {MANIFEST} here, but in {folder / split}; name that folder"
-    if any(folder.glob("shard-*.index.json")):
+    if (folder.parent / PLAN).exists() or any(folder.glob("shard-*.index.json")):
         return f"{folder}: no {MANIFEST}: `shard` has not finished; run it again (after --part: --finish), it continues"
-    if any(folder.glob("*.tar")):
+    if any(folder.glob("[!.]*.tar")):
         return f"{folder}: tars without {MANIFEST}; index them with `shard --index-only {folder}`"
     return f"{folder}: no {MANIFEST}, so no shards; write them with `shard SOURCE OUT`"
 

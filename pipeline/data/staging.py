@@ -32,7 +32,8 @@ SPLITS = ("train", "validation", "test")
 # No limit on a transfer that has begun: curl would start it again behind what it has written.
 CURL = ("curl", "-gfsSL", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2")
 # What curl, aws, cat and gcloud say of a file that is not there; a bucket that may not be listed answers 403.
-_NOT_THERE = re.compile(r"\b(403|404|410)\b|No such file|NoSuchKey|matched no objects")
+_NOT_THERE = re.compile(r"(error|HTTP\S*|\():? ?(403|404|410)\b|No such file|NoSuchKey", re.IGNORECASE)
+_NOTHING_MATCHES = "matched no objects"
 
 
 class NotThere(UserError):
@@ -188,8 +189,10 @@ def _started(command: list[str] | str, url: str, said: IO[bytes]) -> Iterator[su
 
 
 def _failure(url: str, said: str) -> UserError:
-    """Tools come to the point in their last line."""
-    return (NotThere if _NOT_THERE.search(said) else UserError)(f"{url}: cannot be read: {said.splitlines()[-1]}")
+    """Tools come to the point in their last line, but for gcloud, which ends with the URL."""
+    reason = said.splitlines()[-1]
+    missing = _NOT_THERE.search(reason) or _NOTHING_MATCHES in said
+    return (NotThere if missing else UserError)(f"{url}: cannot be read: {reason}")
 
 
 def _blocks(url: str) -> Generator[bytes, None, None]:
@@ -274,7 +277,7 @@ def _refuse_other_shards(split: _Split) -> None:
     there = None
     with suppress(UserError):  # none, or damaged: it is written again
         there = load_manifest(split.folder).content_hash
-    more = {path.name for path in split.folder.glob("*.tar")} - {shard.file for shard in split.manifest.shards}
+    more = {path.name for path in split.folder.glob("[!.]*.tar")} - {shard.file for shard in split.manifest.shards}
     what = f"{min(more)}, which {split.source} has not" if more else ""
     if there not in (None, split.manifest.content_hash):
         what = f"other shards than {split.source}"

@@ -33,9 +33,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `verify`; `samples` and `shards` are what the manifest lists."""
+    """The result of `verify`; `kind`, `samples` and `shards` are what the manifest says."""
 
     folder: Path
+    kind: str
     shards: int
     samples: int
     content_hash: str
@@ -79,14 +80,14 @@ def verify(folder: Path, workers: int | None = None) -> Report:
     listed = {shard.file for shard in manifest.shards}
     problems = [
         Problem(path.name, None, "not in the manifest; move it away, it would be read with the others by other tools")
-        for path in sorted(folder.glob("*.tar"))
+        for path in sorted(folder.glob("[!.]*.tar"))
         if path.name not in listed
     ]
     with closing(run_tasks(_check_shard, (folder, manifest), manifest.shards, workers)) as checked:
         for found in progress(checked, "shards", len(manifest.shards)):
             problems += found
     problems.sort(key=lambda problem: problem.shard)
-    return Report(folder, len(manifest.shards), manifest.samples, manifest.content_hash, tuple(problems))
+    return Report(folder, manifest.kind, len(manifest.shards), manifest.samples, manifest.content_hash, tuple(problems))
 
 
 def _check_shard(shared: tuple[Path, Manifest], shard: ShardEntry) -> list[Problem]:

@@ -28,7 +28,6 @@ from pipeline.data.packing import (
     write_shard,
 )
 from pipeline.data.parts import (
-    PLAN,
     Part,
     forget_parts,
     in_a_row,
@@ -39,7 +38,7 @@ from pipeline.data.parts import (
     settle_plan,
 )
 from pipeline.data.pool import run_tasks
-from pipeline.data.shards import Manifest, Rejected, ShardError, os_errors_named, read_index, shard_name
+from pipeline.data.shards import PLAN, Manifest, Rejected, ShardError, os_errors_named, read_index, shard_name
 from pipeline.data.splits import split_records
 from pipeline.errors import UserError
 from pipeline.progress import progress
@@ -98,7 +97,7 @@ def write_shards(
     samples_per_shard: int = 1000,
     image_size: int | None = None,
     crop: int | None = None,
-    quality: int = 90,
+    quality: int | None = None,
     validate: bool = True,
     workers: int | None = None,
     max_rejected: int = 0,
@@ -114,10 +113,10 @@ def write_shards(
         split: `paper` (the last 2,599 are test), `official` (partition file), or the test fraction, as "0.1".
         image_size: None passes image bytes through untouched; else the side in pixels of a re-encoded square.
         crop: side in pixels of the centre square that is cut before resizing; None takes the shorter side.
-        quality: of re-encoded JPEGs, 1 to 100.
+        quality: of re-encoded JPEGs, 1 to 100; None: 90.
         validate: decode every image once; without, only its header is read.
         workers: processes; None takes every processor.
-        max_rejected: how many unusable images are tolerated. They leave a gap in their shard, nothing moves up.
+        max_rejected: how many unusable images are tolerated, each a gap in its shard; more are read again next time.
         part: write this share of the shards only, and no manifest. Parts may run at the same time.
         finish: write no shard, only the manifests: the last step after all parts.
 
@@ -136,7 +135,7 @@ def write_shards(
         out.mkdir(parents=True, exist_ok=True)
         with locked(out, shared=part is not None):
             settle_plan(out, opened, options, list(splits))
-            unfinished = [task for task in in_a_row(own) if not _is_finished(task.path)]
+            unfinished = _unfinished(in_a_row(own), None if finish else max_rejected)
             if finish and unfinished:
                 raise missing(out, tasks, unfinished)
             remove_leftovers(out, own, only_shards=part is not None)
@@ -152,7 +151,7 @@ def write_shards(
 
 
 def _options(
-    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int, validate: bool
+    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int | None, validate: bool
 ) -> Options:
     if samples_per_shard < 1:
         raise UserError(f"samples per shard: {samples_per_shard}; at least 1 wanted")
@@ -160,13 +159,15 @@ def _options(
         raise UserError(f"image size: {image_size}; 16 to 65500 pixels wanted")
     if crop is not None and image_size is None:
         raise UserError(f"crop: {crop} without an image size; set the image size too")
+    if quality is not None and image_size is None:
+        raise UserError(f"quality: {quality} without an image size, and so without re-encoding; set the image size too")
     if crop is not None and crop < 16:
         raise UserError(f"crop: {crop}; at least 16 pixels wanted")
-    if not 1 <= quality <= 100:
+    if quality is not None and not 1 <= quality <= 100:
         raise UserError(f"quality: {quality}; 1 to 100 wanted")
     if image_size is not None and not validate:
         raise UserError(f"image size: {image_size} without validation; every image is decoded then, so leave out one")
-    return Options(split, samples_per_shard, image_size, crop, quality if image_size else None, validate)
+    return Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None, validate)
 
 
 def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
@@ -177,12 +178,26 @@ def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[
     ]
 
 
-def _is_finished(path: Path) -> bool:
-    """The index is written after the tar: where it is and the tar's size fits, the shard is whole."""
+def _unfinished(tasks: list[Task], max_rejected: int | None) -> list[Task]:
+    """Shards to write: those that are not whole and, if more than `max_rejected` images are left out, those with gaps.
+
+    The source may have been mended since.
+    """
+    left_out = [_rejections(task.path) for task in tasks]
+    again = max_rejected is not None and sum(filter(None, left_out)) > max_rejected
+    return [task for task, count in zip(tasks, left_out, strict=True) if count is None or (again and count)]
+
+
+def _rejections(path: Path) -> int | None:
+    """How many images a finished shard leaves out; None: it is not finished.
+
+    The index is written after the tar: where it is and the tar's size fits, the shard is whole.
+    """
     try:
-        return bool(path.stat().st_size == read_index(path)["bytes"])
-    except (OSError, KeyError, ShardError):
-        return False
+        index = read_index(path)
+        return len(index["rejected"]) if path.stat().st_size == index["bytes"] else None
+    except (OSError, KeyError, TypeError, ShardError):
+        return None
 
 
 def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> dict[Path, Packed]:

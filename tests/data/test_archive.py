@@ -66,6 +66,18 @@ def test_odd_zips_are_left_to_zipfile(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not listed_quickly(path, monkeypatch)
 
 
+def test_paths_from_a_root(tmp_path: Path) -> None:
+    path = tmp_path / "made.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        for name in ("/faces/1.jpg", "./faces/2.jpg", ".//faces/3.jpg", "faces/4.jpg"):
+            info = zipfile.ZipInfo(name)
+            info.filename = name
+            made.writestr(info, content(name))
+    files = archive.list_files(path, wanted)
+    assert [file.path for file in files] == [f"faces/{number}.jpg" for number in (1, 2, 3, 4)]
+    assert archive.read_file(path, files[1]) == content("./faces/2.jpg")
+
+
 def test_damaged_zips(tmp_path: Path) -> None:
     path = tmp_path / "faces.zip"
     whole = packed()

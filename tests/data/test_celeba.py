@@ -77,6 +77,41 @@ def test_folder_records(celeba: Path) -> None:
     assert source.read(NAMES[3])[0] == (celeba / "img_align_celeba" / NAMES[3]).read_bytes()
 
 
+def test_annotations_inside_the_zip(celeba: Path, tmp_path: Path) -> None:
+    """As in Kaggle's download; those outside come first."""
+    path = zipped(celeba, tmp_path / "elsewhere.zip", zipfile.ZIP_DEFLATED)
+    annotate_csv(tmp_path / "csv", NAMES)
+    with zipfile.ZipFile(path, "a") as archive:
+        for file in sorted((tmp_path / "csv").iterdir()):
+            archive.write(file, file.name)
+    for there, outside in zip(open_source(path).records, open_source(celeba).records, strict=True):
+        assert (there.key, there.partition) == (outside.key, outside.partition)
+        assert (there.attributes, there.landmarks) == (outside.attributes, outside.landmarks)
+    (tmp_path / "list_eval_partition.txt").write_text("".join(f"{name} 2\n" for name in NAMES))
+    assert {record.partition for record in open_source(path).records} == {2}
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("more/list_attr_celeba.txt", "not one")
+    with pytest.raises(UserError, match=r"elsewhere\.zip/more/list_attr_celeba\.txt: two header lines"):
+        open_source(path)
+
+
+def test_annotations_that_do_not_fit_are_not_passed_over(celeba: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotate_csv(celeba, NAMES[:4])
+    (celeba / "list_attr_celeba.txt").unlink()
+    assert [bool(record.attributes) for record in open_source(celeba).records] == [True] * 4 + [False] * 2
+    assert capsys.readouterr().err == f"{celeba / 'list_attr_celeba.csv'}: lists 4 of the 6 images\n"
+    for folder in ("a", "b"):
+        picture(celeba / "img_align_celeba" / folder / NAMES[0])
+    with pytest.raises(UserError, match=r"csv: 000001.jpg may be 000001.jpg or a/000001.jpg; list them by these"):
+        open_source(celeba)
+
+
+def test_landmarks_of_aligned_pictures_are_not_those_of_others(celeba: Path) -> None:
+    (celeba / "img_align_celeba").rename(celeba / "img_celeba")
+    for record in open_source(celeba / "img_celeba").records:
+        assert record.attributes and not record.landmarks
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_zip_reads_as_folder(celeba: Path, tmp_path: Path, compression: int) -> None:
     expected = open_source(celeba)

@@ -1,11 +1,13 @@
 """One encoded image: what is found out without decoding it as its users will, is what they would find."""
 
 import random
+import struct
 
 import pytest
 from making import jpeg
 from PIL import Image
 
+from pipeline import images
 from pipeline.data import encoded
 from pipeline.data.encoded import ImageRejected, check, describe
 
@@ -59,6 +61,80 @@ def test_grey_finds_what_colours_would(kind: str) -> None:
         assert verdict(data, in_colour=False) == reason
         rejected += reason is not None
     assert 100 < rejected < 900
+
+
+def test_jpeg_without_its_end_is_rejected() -> None:
+    """Pillow decodes a few of them; other decoders refuse."""
+    for seed in range(200):
+        whole = jpeg(seed)
+        assert check(whole).data == whole
+        with pytest.raises(ImageRejected):
+            check(whole[:-2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_accepted_can_be_trained_on(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Pillow passes over markers within a scan in silence."""
+    chance = random.Random(kind)
+    whole = jpeg(1, SIZE, **KINDS[kind])
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[chance.randrange(len(data) // 2, len(data) - 3)] = 0xFF
+        if verdict(bytes(data), in_colour=False) is None:
+            images.decode(bytes(data), kind)
+        else:
+            refused += 1
+    assert refused > 30
+    capfd.readouterr()  # what libjpeg says of each
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_follows_a_photograph_does_not_count(kind: str) -> None:
+    """Phones append a film to theirs."""
+    whole, chance = jpeg(1, SIZE, **KINDS[kind]), random.Random(kind)
+    for _ in range(100):
+        assert check(whole + chance.randbytes(20_000)).width == SIZE[0]
+    assert check(whole + b"ftypmp42\xff\xda\x12").width == SIZE[0]
+    assert "cannot be decoded" in str(verdict(whole[:-2] + b"ftypmp42\xff\xda\x12", in_colour=False))
+
+
+def turned(tags: bytes = b"", xmp: bytes = b"") -> bytes:
+    """A photograph of 61 x 47 whose EXIF says to turn it by a quarter, with more `tags`, or none but those."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + tags + bytes(4)
+    segments = [(0xE1, exif)] if tags else []
+    segments += [(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp)] if xmp else []
+    whole = jpeg(1, SIZE)
+    added = b"".join(struct.pack(">BBH", 0xFF, marker, 2 + len(content)) + content for marker, content in segments)
+    return whole[:2] + added + whole[2:]
+
+
+ORIENTATION = struct.pack("<HHII", 0x0112, 3, 1, 6)
+ODD_RESOLUTION = struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")  # a text where a fraction belongs
+XMP = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize(
+    ("data", "is_turned"),
+    [
+        (turned(struct.pack("<H", 1) + ORIENTATION), True),
+        (turned(struct.pack("<H", 2) + ORIENTATION + ODD_RESOLUTION), True),
+        (turned(xmp=XMP), False),
+        (turned(struct.pack("<H", 1) + ODD_RESOLUTION, XMP), False),
+        (turned(struct.pack("<H", 9) + ORIENTATION[:5]), False),
+    ],
+    ids=["usual", "odd tag", "XMP alone", "odd tag and XMP", "cut"],
+)
+def test_up_is_where_training_has_it(data: bytes, is_turned: bool) -> None:
+    trained_on = images.decode(data, "picture")
+    size = (trained_on.shape[2], trained_on.shape[1])
+    assert size == (SIZE[::-1] if is_turned else SIZE)
+    for image in (check(data), describe(data)):
+        assert (image.width, image.height) == size
+    square, _ = encoded.centre_square(data, 47, None, 95)
+    difference = images.decode(square.data, "square").float() - images.fit(trained_on, 47).float()
+    assert difference.abs().mean() < 5
 
 
 def test_colours_that_no_decoder_can_enlarge() -> None:

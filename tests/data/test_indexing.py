@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import webdataset
 from making import jpeg, member_offsets
+from running import latentfuse
 
 from pipeline.data.indexing import index_tars
 from pipeline.data.shards import ShardReader, load_manifest
@@ -71,3 +72,26 @@ def test_damaged_foreign_tars_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"part-0\.tar/b"):
         index_tars(theirs, workers=1)
     assert index_tars(theirs, workers=1, max_rejected=1).samples == 1
+
+
+def test_what_shard_has_begun_is_not_for_indexing(folder: Path) -> None:
+    for path in (folder / "manifest.json", *folder.glob("*.index.json")):
+        path.unlink()
+    with pytest.raises(UserError, match="`shard` has not finished"):
+        load_manifest(folder)
+    with pytest.raises(UserError, match="`shard` has not finished"):
+        index_tars(folder)
+
+
+def test_advice_fits_who_wrote_the_tars(folder: Path, tmp_path: Path) -> None:
+    foreign_tars(tmp_path / "theirs")
+    (tmp_path / "theirs" / "._part-0.tar").write_bytes(b"of a Mac")
+    index_tars(tmp_path / "theirs", workers=1)
+    for tar in (tmp_path / "theirs" / "part-1.tar", folder / "shard-000000.tar"):
+        content = bytearray(tar.read_bytes())
+        content[1000] ^= 1
+        tar.write_bytes(content)
+    theirs = latentfuse("verify", tmp_path / "theirs", "--workers", "1")
+    assert theirs.code == 2 and "--index-only" in theirs.errors and "delete" not in theirs.errors
+    ours = latentfuse("verify", folder, "--workers", "1")
+    assert ours.code == 2 and "delete the shards named" in ours.errors and "--index-only" not in ours.errors

@@ -160,6 +160,8 @@ def test_a_server_that_fails_is_not_an_empty_one(tmp_path: Path) -> None:
         "pipe:echo 'trying\nno credentials' >&2; false {}": "manifest.json: cannot be read: no credentials$",
         "pipe:exit 3 {}": "its command ended with code 3$",
         "pipe:cat /shards": r"write \{\} where",
+        "pipe:echo 'mkdir: No such file or directory\nConnection closed (255)' >&2; false {}": r"closed \(255\)$",
+        "pipe:echo 'ssh: node-404 after 404 ms: no route' >&2; false {}": "node-404 after 404 ms: no route$",
         "ftp9://there": "ftp9:// is not known; give a path",
     }
     for source, message in cases.items():

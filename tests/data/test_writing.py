@@ -4,7 +4,9 @@ import io
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from making import COUNT, hashes, jpeg, read_all
 from PIL import Image
 
 from pipeline.data.celeba import open_source
-from pipeline.data.encoded import ImageRejected, check
+from pipeline.data.parts import Part
 from pipeline.data.shards import ShardReader, load_manifest
 from pipeline.data.splits import split_records
 from pipeline.data.verifying import verify
@@ -65,7 +67,7 @@ def test_other_options_or_source_are_refused(source: Path, folder: Path, tmp_pat
         write_shards(source, folder.parent, split="0.2", samples_per_shard=6)
     with pytest.raises(UserError, match="image_size: None there, 32 now; quality: None there, 90 now"):
         write_shards(source, folder.parent, split="0.2", samples_per_shard=5, image_size=32)
-    write_shards(source, folder.parent, split="0.2", samples_per_shard=5, quality=50)  # nothing is re-encoded
+    write_shards(source, folder.parent, split="0.2", samples_per_shard=5)
     other = tmp_path / "other"
     shutil.copytree(source, other)
     (other / "img_align_celeba" / "000001.jpg").write_bytes(jpeg(99))
@@ -79,9 +81,16 @@ def test_other_options_or_source_are_refused(source: Path, folder: Path, tmp_pat
 
 
 def test_options_out_of_range(source: Path, tmp_path: Path) -> None:
-    for options in ({"samples_per_shard": 0}, {"image_size": 4}, {"crop": 100}, {"quality": 0}):
+    for options in ({"samples_per_shard": 0}, {"image_size": 4}, {"crop": 100}, {"quality": 0}, {"quality": 50}):
         with pytest.raises(UserError, match=next(iter(options)).replace("_", " ")):
             write_shards(source, tmp_path / "out", split="0.2", **options)
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 def bad_images(root: Path) -> dict[str, str]:
@@ -125,13 +134,25 @@ def test_rejected_inputs(tmp_path: Path) -> None:
     assert list(read_all(out / "train")) == [ShardReader(out / "train").read(i)[0] for i in range(10)]
 
 
-def test_jpeg_without_its_end_is_rejected() -> None:
-    """Pillow decodes a few of them; other decoders refuse."""
-    for seed in range(200):
-        whole = jpeg(seed)
-        assert check(whole).data == whole
-        with pytest.raises(ImageRejected):
-            check(whole[:-2])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_pictures_that_could_not_be_read_are_read_again(
+    source: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    shares: list[dict[str, Any]] = [{}] if parts == 1 else [{"part": Part(1, 2)}, {"part": Part(2, 2)}]
+
+    def write(**how: Any) -> None:
+        write_shards(source, tmp_path / "new", split="0.2", samples_per_shard=5, workers=1, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.data.celeba.Source.read", raising(OSError(5, "Input/output error")))
+        for share in shares:
+            with pytest.raises(UserError, match="images rejected, 0 allowed"):
+                write(**share)
+    for share in shares:
+        write(**share)
+    if parts > 1:
+        write(finish=True)
+    assert hashes(tmp_path / "new") == hashes(folder.parent)
 
 
 def test_odd_but_usable_images_pass_untouched(tmp_path: Path) -> None:
