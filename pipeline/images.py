@@ -37,7 +37,9 @@ def decode(data: bytes | memoryview, name: object) -> Tensor:
         else:
             with Image.open(io.BytesIO(data)) as picture:
                 image = from_pillow(picture, name)
-    except (RuntimeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except UserError:
+        raise
+    except Exception:  # Pillow's decoders raise whatever they trip over in damaged input
         raise UserError(f"{name}: not a readable image (JPEG or PNG), or cut short") from None
     if min(image.shape[1:]) < MIN_SIDE:
         raise UserError(f"{name}: {image.shape[2]} x {image.shape[1]} pixels; a side needs at least {MIN_SIDE}")

@@ -102,6 +102,17 @@ def test_bad_pictures_are_one_line(name: str, tmp_path: Path) -> None:
         assert "at least 16" in message
 
 
+def test_whatever_a_decoder_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged TIFFs make it AssertionError and OverflowError, among others."""
+
+    def trip(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("PIL.Image.open", trip)
+    with pytest.raises(UserError, match="^x: not a readable image"):
+        images.decode(b"II*", "x")
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_damage_never_becomes_another_error(form: str) -> None:
     random = np.random.default_rng(1)

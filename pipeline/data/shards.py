@@ -219,8 +219,7 @@ class ShardIndex:
         self.starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
         self._keys = keys
         self._key_ends = key_ends
-        # Few enough to be plain Python: one bisect per read.
-        self._starts: list[int] = self.starts.tolist()
+        self._starts: list[int] = self.starts.tolist()  # few enough to be plain Python: one bisect per read
 
     @classmethod
     def load(cls, folder: Path) -> "ShardIndex":
@@ -319,7 +318,11 @@ class ShardReader:
 
     def _bytes(self, i: int, offset: int, length: int) -> memoryview:
         data = memoryview(bytearray(length))
-        if os.preadv(self._descriptor(i), [data], offset) != length:
+        try:
+            read = os.preadv(self._descriptor(i), [data], offset)
+        except OSError as error:
+            raise ShardError(f"{self.name(i)}: the shard cannot be read: {error.strerror}") from None
+        if read != length:
             raise ShardError(f"{self.name(i)}: the tar ends before it; run `verify` on the folder")
         return data
 
@@ -336,10 +339,7 @@ class ShardReader:
     def _descriptor(self, i: int) -> int:
         shard = self.index.shard_of(i)
         if shard not in self._open:
-            try:
-                self._open[shard] = os.open(self.folder / self.index.manifest.shards[shard].file, os.O_RDONLY)
-            except OSError as error:
-                raise ShardError(f"{self.name(i)}: the shard cannot be opened: {error.strerror}") from None
+            self._open[shard] = os.open(self.folder / self.index.manifest.shards[shard].file, os.O_RDONLY)
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)

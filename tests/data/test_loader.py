@@ -123,7 +123,7 @@ def test_an_unreadable_image_is_named(folder: Path, workers: int, fault: str) ->
         list(batches)
     message = str(caught.value)
     if fault == "no shard":
-        assert re.search(r"shard-\d{6}\.tar: sample \d{6}: the shard cannot be opened", message)
+        assert re.search(r"shard-\d{6}\.tar: sample \d{6}: the shard cannot be read", message)
     else:
         assert message.startswith(named)
     assert "Traceback" not in message and "\n" not in message

@@ -1,5 +1,6 @@
 """Finished shards: read by anyone, at random and in other processes, and damage is named."""
 
+import errno
 import hashlib
 import io
 import json
@@ -108,6 +109,18 @@ def test_manifest(folder: Path) -> None:
     assert manifest.content_hash != load_manifest(folder.parent / "test").content_hash
 
 
+def test_reader_names_what_a_file_system_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    reader = ShardReader(folder)
+    reader.read(6)
+    monkeypatch.setattr("os.preadv", stale)
+    for read in (reader.read, reader.metadata):
+        with pytest.raises(ShardError, match="sample 000007: the shard cannot be read: Stale"):
+            read(6)
+
+
 def test_reader_names_shard_and_key_of_damage(folder: Path) -> None:
     located = ShardIndex.load(folder).locate(6)
     tar = folder / located.shard
@@ -131,7 +144,7 @@ def test_reader_names_shard_and_key_of_damage(folder: Path) -> None:
     with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: the tar ends"):
         ShardReader(folder).read(6)
     tar.unlink()
-    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: the shard cannot be opened"):
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: the shard cannot be read"):
         ShardReader(folder).read(6)
     shutil.copy(folder / "shard-000000.index.json", folder / "shard-000001.index.json")
     with pytest.raises(ShardError, match=r"shard-000001\.index\.json"):
