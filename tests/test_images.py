@@ -109,7 +109,7 @@ def test_whatever_a_decoder_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         raise AssertionError
 
     monkeypatch.setattr("PIL.Image.open", trip)
-    with pytest.raises(UserError, match="^x: not a readable image"):
+    with pytest.raises(UserError, match=r"^x: not a readable image"):
         images.decode(b"II*", "x")
 
 
