@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.data.shards import ShardReader, load_manifest
 from pipeline.errors import UserError
 from pipeline.models.perceptual import PerceptualNetwork
-from pipeline.training.runtime import check_device, unsupported_gpu
+from pipeline.training.runtime import check_device, slow_precision, unsupported_gpu
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "tensorboard")
 MIN_FREE_GIB = 5.0
@@ -65,7 +65,7 @@ def _devices(config: Config) -> list[Check]:
         if config.training.device == "cuda":
             built = torch.version.cuda
             fix = f"torch is built for CUDA {built}: check `nvidia-smi`" if built else "install torch with CUDA"
-        return [Check("device", f"no GPU; {os.cpu_count()} processors: bf16 and fp32", fix), _precision(config, "cpu")]
+        return [Check("device", f"no GPU; {os.cpu_count()} processors", fix), _precision(config, "cpu")]
     checks = []
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -81,6 +81,8 @@ def _devices(config: Config) -> list[Check]:
 
 def _precision(config: Config, device: str) -> Check:
     precision = config.training.mixed_precision or "no"
+    if slow := slow_precision(device, precision):
+        return Check("precision", precision, slow)
     return _refusal("precision", precision, lambda: check_device(device, precision))
 
 

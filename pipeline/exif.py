@@ -24,7 +24,8 @@ def _turn(picture: Image.Image) -> Transpose | None:
     exif = Image.Exif()
     with suppress(Exception):  # Pillow raises whatever it trips over in a damaged block
         exif.load(picture.info.get("exif", b""))
-    return _TURNS.get(exif.get(_TAG, 1))
+        return _TURNS.get(exif.get(_TAG, 1))
+    return None
 
 
 def displayed_size(picture: Image.Image) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from pipeline.evaluation.report import VERSION, as_table, evaluate
 from pipeline.training import checkpoint, loop
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
-from pipeline.training.runtime import Runtime
+from pipeline.training.runtime import Runtime, slow_precision
 from pipeline.training.status import Status
 from pipeline.training.watch import leave
 
@@ -63,6 +63,8 @@ def run(config: Config) -> None:
 def _job(config: Config) -> Iterator[Runtime]:
     """One process of a job: it meets the other ranks, and the main one holds the run folder and tells its status."""
     runtime = Runtime(config.training, config.speed)
+    if slow := slow_precision(runtime.device.type, runtime.precision):
+        runtime.say(slow)
     status = Status(config.run_dir / "status.json")
 
     def lost(reason: str) -> None:

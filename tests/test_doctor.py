@@ -78,6 +78,15 @@ def test_a_gpu_that_this_torch_has_no_kernels_for(
     assert any("fp16 and fp32, no bf16" in check.state for check in checks)
 
 
+def test_a_precision_that_only_costs_time(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, "training.mixed_precision=bf16")
+    for supported in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=supported: supported)
+        assert ("this processor has no bf16" in latentfuse("doctor", *arguments).out) is not supported
+    told = latentfuse("pretrain", *arguments, "--set", "training.pretrain_steps=1")
+    assert told.code == 0 and told.out.startswith("training.mixed_precision: this processor has no bf16")
+
+
 def test_what_a_run_would_be_refused_for(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "MIN_FREE_GIB", 0.0)
     shards = Path(shutil.copytree(trained.shards, tmp_path / "shards"))

@@ -280,6 +280,17 @@ def check_device(device: str, precision: str) -> None:
             raise UserError(f"training.mixed_precision: {torch.cuda.get_device_name()} has no bf16; use fp16")
 
 
+def slow_precision(device: str, precision: str) -> str | None:
+    """Why a precision only costs time here, with the fix; None if it does not.
+
+    A processor without such instructions computes bf16 one number at a time.
+    """
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if precision != "bf16" or not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "training.mixed_precision: this processor has no bf16, and computes it many times as slowly as no; use no"
+
+
 def unsupported_gpu() -> str | None:
     """Why this build of torch cannot run on the first GPU, with the fix; None if it can, or if there is no GPU."""
     if not torch.cuda.is_available():
