@@ -119,9 +119,10 @@ def open_source(path: Path) -> Source:
     location = _locate(path)
     inside: dict[str, File] = {}
     if location.is_file():
-        listed = archive.list_files(location, lambda path: _is_image(path) or _is_annotation(path))
-        files = [file for file in listed if _is_image(file.path)]
-        inside = {file.path.rpartition("/")[2]: file for file in reversed(listed) if _is_annotation(file.path)}
+        files = archive.list_files(location, lambda path: _is_image(path) or _is_annotation(path))
+        inside = {name: file for file in reversed(files) if (name := file.path.rpartition("/")[2]) in _ANNOTATION_FILES}
+        if inside:
+            files = [file for file in files if _is_image(file.path)]
     else:
         files = _list_folder(location)
     if not files:
