@@ -38,6 +38,7 @@ class Deferred:
     """Between `start` and `end` signals are only noted, in `number`. A second Ctrl-C raises KeyboardInterrupt."""
 
     number = 0
+    _waiting = False
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
@@ -62,10 +63,24 @@ class Deferred:
         finally:
             _install(noting)
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """In this block, which may take for ever, the first signal raises `Interrupted`; it is noted all the same."""
+        self._waiting = True
+        try:
+            if self.number:
+                raise interruption(self.number)
+            yield
+        finally:
+            self._waiting = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.number == signal.SIGINT:
             raise KeyboardInterrupt
         self.number = number
+        if self._waiting:
+            self._waiting = False  # what the block then cleans up is not disturbed by a second one
+            raise interruption(number)
 
 
 def interruption(number: int) -> Interrupted:

@@ -23,6 +23,7 @@ from pipeline.training import checkpoint, loop
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime, slow_precision
+from pipeline.training.setup import Setup
 from pipeline.training.status import Status
 from pipeline.training.watch import leave
 
@@ -116,12 +117,19 @@ def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
     loop.run(FusionStage(setup, pretrained or loop.checkpoint_folder(config, "pretrain").parent), setup)
 
 
-def _setup(config: Config, runtime: Runtime) -> loop.Setup:
+def _setup(config: Config, runtime: Runtime) -> Setup:
     train, held_out = runtime.ranks.together(lambda: _open_shards(config))
+    expected = runtime.ranks.on_main(lambda: train.content_hash)
+    runtime.ranks.together(lambda: _check_same_data(train, expected))
     if isinstance(train, FaceImages) and config.data.cache != "none":
         runtime.ranks.together(lambda: _at_once(partial(_hold, train), config, runtime))
     torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
-    return loop.Setup(config, runtime, train, held_out)
+    return Setup(config, runtime, train, held_out)
+
+
+def _check_same_data(train: FaceImages | StreamedFaces, expected: str) -> None:
+    if train.content_hash != expected:
+        raise UserError(f"{train.name}: other training data than rank 0 has there; bring this node's up to date")
 
 
 def _hold(train: FaceImages, config: Config, runtime: Runtime) -> None:
@@ -194,7 +202,7 @@ def _finish(config: Config, runtime: Runtime) -> None:
     if told != (VERSION, bundle.trained, images.content_hash, config.evaluation.model_dump(mode="json")):
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
-    shown = images.load(list(range(min(2 * STRIPS, len(images))))).to(runtime.device).split(1)
+    shown = images.first(2 * STRIPS).to(runtime.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
     enlarged = max(1, SHOWN_SIDE // bundle.image_size)
     fuse.save(strips.resize((strips.width * enlarged, strips.height * enlarged), Resampling.NEAREST), made["strip"])

@@ -141,9 +141,9 @@ def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str
     os.environ |= {"OMP_NUM_THREADS": "1", **variables}
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
     from pipeline import cli
-    from pipeline.training import loop
+    from pipeline.training import setup
 
-    loop.CALIBRATION_IMAGES = 8
+    setup.CALIBRATION_IMAGES = 8
     sys.argv = ["latentfuse", *arguments]
     prepare()
     cli.main()

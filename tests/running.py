@@ -25,7 +25,7 @@ from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data.loader import MicroBatch, micro_batches
 from pipeline.data.writing import write_shards
-from pipeline.training import checkpoint, loop
+from pipeline.training import checkpoint, setup
 from pipeline.training.runtime import Runtime
 
 torch.set_num_threads(1)  # networks this small only lose by more
@@ -127,7 +127,7 @@ def latentfuse(*arguments: object) -> Result:
     code = 0
     AcceleratorState._reset_state(True)  # each command believes to be the first
     with (
-        mock.patch.object(loop, "CALIBRATION_IMAGES", 8),
+        mock.patch.object(setup, "CALIBRATION_IMAGES", 8),
         mock.patch.object(sys, "argv", ["latentfuse", *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
@@ -168,6 +168,19 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", 
         time.sleep(0.01)
 
 
+def gone(pid: int) -> bool:
+    """Whether a process ends soon, or has."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def listing(folder: Path) -> set[str]:
     """Every file and folder, hidden ones included."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
@@ -185,14 +198,14 @@ def new_runtime(config: Config) -> Runtime:
     return Runtime(config.training, config.speed)
 
 
-def new_setup(config: Config) -> loop.Setup:
+def new_setup(config: Config) -> setup.Setup:
     """What stages are built on, as the commands do."""
     return workflow._setup(config, new_runtime(config))
 
 
-def batch_of(setup: loop.Setup, step: int) -> list[MicroBatch]:
+def batch_of(made: setup.Setup, step: int) -> list[MicroBatch]:
     """The micro-batches of one step, from 0."""
-    return next(micro_batches(setup.train, setup.order, step, step + 1))
+    return next(micro_batches(made.train, made.order, step, step + 1))
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -36,7 +36,15 @@ LEVELS: list[set[str]] = [
         *("evaluation.path", "evaluation.realism", "evaluation.shapley"),
     },
     {
-        *("training.tracking", "doctor", "bench.flops", "bench.memory", "bench.loading", "bench.sharding"),
+        *(
+            "training.setup",
+            "training.tracking",
+            "doctor",
+            "bench.flops",
+            "bench.memory",
+            "bench.loading",
+            "bench.sharding",
+        ),
         *("evaluation.faces", "evaluation.pose"),
     },
     {"training.loop", "fuse", "evaluation.areas", "evaluation.portraits"},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -54,6 +55,28 @@ def test_a_block_in_between_may_be_ended(number: int) -> None:
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), number)
     assert deferred.number == number, "noted again, after it"
+
+
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """A second signal arrives meanwhile, which disturbs nothing."""
+    try:
+        yield
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_wait_is_ended_once(number: int) -> None:
+    deferred = signals.Deferred()
+    deferred.start()
+    with deferred.waiting():
+        pass
+    with pytest.raises(Interrupted, match="the same command resumes") as caught, deferred.waiting(), cleaning_up():
+        os.kill(os.getpid(), number)
+    assert caught.value.number == number and deferred.number == signal.SIGTERM
+    with pytest.raises(Interrupted), deferred.waiting():
+        raise AssertionError("one that was noted ends the block before it begins")
 
 
 def test_a_second_ctrl_c_stops_at_once() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 import weakref
 from pathlib import Path
@@ -26,10 +27,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import load_bundle
 from pipeline.config import LAYERS, Config
+from pipeline.data.shards import ShardReader
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Setup
 from pipeline.training.pretrain import PretrainStage
+from pipeline.training.setup import Setup
 
 TERMS = ("adversarial", "content", "style", "reconstruction", "total_variation")
 SHARED_TAGS = {
@@ -162,6 +164,26 @@ def test_run_paints_its_own_faces(tmp_path: Path) -> None:
     assert measured()["effects"]["count"] == 3 and "path" not in measured()
     assert again("evaluation.pairs=2", "evaluation.corner_pairs=1").code == 0
     assert measured()["effects"]["count"] == 2 and measured()["path"]["count"] == 1
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_that_cannot_be_read(trained: Trained, tmp_path: Path, split: str) -> None:
+    """Refused before the first step; where some are allowed, all goes through, and the metrics tell."""
+    shards = shutil.copytree(trained.shards, tmp_path / "shards")
+    reader = ShardReader(shards / split)
+    sample = reader.index.locate(1)
+    with (shards / split / sample.shard).open("r+b") as tar:
+        tar.seek(sample.offset + 100)
+        tar.write(bytes(8))
+    arguments = tiny_arguments(tmp_path / "run", shards)
+    name = f"{shards / split / sample.shard}: sample {sample.key}: damaged"
+    latentfuse("run", *arguments).assert_one_line(name)
+    assert not list((tmp_path / "run").rglob("step-*"))
+    result = latentfuse("run", *arguments, "--set", "data.max_bad_samples=1")
+    assert result.code == 0 and "Made:" in result.out, result
+    assert f"left out (1 of 1 allowed): {name}" in result.errors
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    assert [each[: len(name)] for each in metrics["left_out"]] == [name]
 
 
 def test_run_without_source_needs_shards(tmp_path: Path) -> None:

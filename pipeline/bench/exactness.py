@@ -9,7 +9,7 @@ from torch import Tensor
 from pipeline.config import SpeedConfig
 from pipeline.data.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Setup
+from pipeline.training.setup import Setup
 
 IMAGES = 8
 """Few: most devices are slow in float64."""

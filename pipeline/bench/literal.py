@@ -11,7 +11,7 @@ from pipeline import losses
 from pipeline.config import LAYERS, STYLE_LAYERS
 from pipeline.data.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Setup
+from pipeline.training.setup import Setup
 
 
 class LiteralStage:

@@ -1,5 +1,6 @@
 """How fast images come out of shards and caches, beside the bare decoder and beside plain WebDataset with Pillow."""
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from pipeline.config import DataConfig
 from pipeline.data.cache import one_thread
-from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, follow_the_trainer, memory
+from pipeline.data.loader import BLOCK_IMAGES, PREFETCH, FaceImages, memory
 from pipeline.data.order import Order
 from pipeline.data.shards import os_errors_named
+from pipeline.data.stream import EXTENSIONS
+from pipeline.data.workers import end_workers, follow_the_trainer
 from pipeline.errors import UserError
 from pipeline.images import decode, fit
 from pipeline.memory import keep_freed_memory
@@ -138,7 +141,7 @@ def _decoded(faces: FaceImages, path: Path) -> torch.Tensor:
     """(n, 3, S, S) uint8: the first images, mapped from a file."""
     count, size = min(len(faces), HELD), faces.config.image_size
     with os_errors_named(path), path.open("wb") as stream:
-        stream.truncate(count * 3 * size**2)
+        os.posix_fallocate(stream.fileno(), 0, count * 3 * size**2)  # a full disk is found out here
     pixels = torch.from_file(str(path), shared=True, size=count * 3 * size**2, dtype=torch.uint8)
     pixels = pixels.view(count, 3, size, size)
     faces.fill(pixels, np.arange(count))
@@ -185,7 +188,7 @@ def _wait_for(device: torch.device) -> None:
 def _webdataset(folder: Path, faces: FaceImages, count: int) -> float:
     tars = [str(folder / shard.file) for shard in faces.reader.index.manifest.shards]
     dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False)
-    with_pillow = dataset.decode("pil").map(_Fit(faces.config)).repeat()
+    with_pillow = dataset.select(_has_image).decode("pil").map(_Fit(faces.config)).repeat()
     loader = DataLoader(
         with_pillow,
         batch_size=MICRO_BATCH,
@@ -198,7 +201,12 @@ def _webdataset(folder: Path, faces: FaceImages, count: int) -> float:
         head = 1 + _ready(faces.config.workers, MICRO_BATCH)
         return _rate(batches, head, count // MICRO_BATCH) * MICRO_BATCH
     finally:
-        getattr(batches, "_shutdown_workers", lambda: None)()
+        end_workers(batches)
+
+
+def _has_image(sample: dict[str, Any]) -> bool:
+    """As the index does without those that have none."""
+    return any(extension in sample for extension in EXTENSIONS)
 
 
 class _Fit:
@@ -208,7 +216,7 @@ class _Fit:
         self.config = config
 
     def __call__(self, sample: dict[str, Any]) -> np.ndarray:
-        picture = next(sample[extension] for extension in ("jpg", "jpeg", "png") if extension in sample)
+        picture = next(sample[extension] for extension in EXTENSIONS if extension in sample)
         picture = picture.convert("RGB")
         side = min(self.config.crop or picture.height, picture.height, picture.width)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2

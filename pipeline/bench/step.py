@@ -19,9 +19,10 @@ from pipeline.data.order import Order
 from pipeline.errors import UserError
 from pipeline.losses import NOT_METHODS
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Setup, Stage
+from pipeline.training.loop import Stage
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
+from pipeline.training.setup import Setup
 
 WARM_UP = 2
 MATRIX = {"cuda": 8192, "cpu": 1536}

@@ -1,8 +1,8 @@
 """Images decoded once: `data.cache` disk keeps them in a memory map, `device` where the training runs.
 
-FOLDER/HASH-128px.u8      (N, 3, S, S) uint8, in the order of the shards
-FOLDER/HASH-128px.json    written last: what the pixels were made from, and the CRC32 of each block of them
-FOLDER/HASH-128px.lock    held while the two are made
+FOLDER/HASH-128px-avx2.u8      (N, 3, S, S) uint8, in the order of the shards
+FOLDER/HASH-128px-avx2.json    written last: what the pixels were made from, and the CRC32 of each block of them
+FOLDER/HASH-128px-avx2.lock    held while the two are made
 
 The bytes are those that decoding gives, so nothing that is trained differs. A block's CRC32 is compared when it is
 sent to a device, and all of them when the file is not the one that was built here: by its time and size. Not for
@@ -18,7 +18,7 @@ import socket
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -51,12 +51,14 @@ class Identity:
     image_size: int
     crop: int | None
     decoder: str
-    """Its versions: others may round differently."""
+    """Its versions, and what of the processor they use: others may round differently."""
     schema: int = SCHEMA
 
     @classmethod
     def of(cls, faces: FaceImages) -> "Identity":
-        config, decoder = faces.config, f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+        processor = torch.backends.cpu.get_cpu_capability()
+        decoder = f"torch {torch.__version__}, torchvision {torchvision.__version__}, {processor}"
+        config = faces.config
         return cls(faces.content_hash, len(faces), config.image_size, config.crop, decoder)
 
     @property
@@ -69,8 +71,10 @@ class Identity:
 
     @property
     def name(self) -> str:
+        """With the processor's kind: nodes that differ may share a folder, and none may undo what another reads."""
         crop = f"-crop{self.crop}" if self.crop else ""
-        return f"{self.content_hash[:16]}-{self.image_size}px{crop}"
+        processor = self.decoder.rpartition(", ")[2].lower().replace(" ", "-")
+        return f"{self.content_hash[:16]}-{self.image_size}px{crop}-{processor}"
 
 
 class Block(NamedTuple):
@@ -124,21 +128,24 @@ def _on_device(faces: FaceImages, identity: Identity, folder: Path, device: torc
     sidecar = _sidecar(path, identity)
     if sidecar is not None and not _mended(faces, sidecar["bad"]):
         _say_what_is_bad(faces, sidecar["bad"])
-        _send(path, identity, sidecar["crc32"], pixels)
-    else:
-        _decode(faces, pixels)
+        if _send(path, identity, sidecar["crc32"], pixels):
+            return pixels
+        print(f"{path}: damaged; every image is decoded again", file=sys.stderr, flush=True)
+    _decode(faces, pixels)
     return pixels
 
 
-def _send(path: Path, identity: Identity, expected: list[int], pixels: Tensor) -> None:
+def _send(path: Path, identity: Identity, expected: list[int], pixels: Tensor) -> bool:
+    """Whether every block of the file is the one that was written."""
     if path.stat().st_size != identity.bytes:
-        raise UserError(f"{path}: damaged, {identity.bytes} bytes are expected; delete it")
+        return False
     held, firsts = _mapped(path, identity), _firsts(identity)
     for first, crc32 in zip(progress(firsts, "blocks sent", len(firsts)), expected, strict=True):
         block = held[first : first + BLOCK]
         if zlib.crc32(block.numpy().data) != crc32:
-            raise UserError(f"{path}: damaged, its CRC32 differs; delete it")
+            return False
         pixels[first : first + BLOCK].copy_(block)
+    return True
 
 
 def _decode(faces: FaceImages, pixels: Tensor) -> None:
@@ -243,7 +250,8 @@ def _is_whole(path: Path, identity: Identity, sidecar: dict[str, Any]) -> bool:
         for crc32 in progress(sidecar["crc32"], "blocks verified", len(sidecar["crc32"])):
             if zlib.crc32(stream.read(BLOCK * identity.image_bytes)) != crc32:
                 return False
-    _write_sidecar(path, identity, {key: sidecar[key] for key in ("bad", "crc32")})
+    with suppress(OSError):  # where it can only be read
+        _write_sidecar(path, identity, {key: sidecar[key] for key in ("bad", "crc32")})
     return True
 
 

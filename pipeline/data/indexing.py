@@ -141,7 +141,8 @@ def _row(stream: Any, key: str, members: dict[str, tarfile.TarInfo]) -> dict[str
     images = [extension for extension in members if extension.lower() in IMAGE_EXTENSIONS]
     if len(images) != 1:
         raise ImageRejected(f"one .jpg, .jpeg or .png wanted, found {', '.join(members) if images else 'none'}")
-    member, metadata = members[images[0]], members.get("json")
+    member = members[images[0]]
+    metadata = next((members[extension] for extension in members if extension.lower() == "json"), None)
     image = check(_read(stream, member))
     return {
         "keys": key,

@@ -1,11 +1,7 @@
 """Shards -> uint8 micro-batches in the global order, by random access through the shards' index."""
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import images
 from pipeline.config import DataConfig
 from pipeline.data.order import Order
+from pipeline.data.pool import signals_held
 from pipeline.data.shards import ShardReader
+from pipeline.data.workers import end_workers, follow_the_trainer, too_little_shared_memory
 from pipeline.errors import UserError
-from pipeline.memory import keep_freed_memory
 
 PREFETCH = 2
 """Blocks that each worker has ready or in work."""
@@ -76,6 +73,7 @@ class FaceImages(Dataset[Loaded | UserError]):
     def __init__(self, folder: Path, config: DataConfig) -> None:
         self.reader = ShardReader(folder)
         self.config = config
+        self.left_out: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -124,12 +122,19 @@ class FaceImages(Dataset[Loaded | UserError]):
         """The identity of the data, which a resumed run must meet again."""
         return self.reader.index.manifest.content_hash
 
-    def load(self, indices: list[int]) -> Tensor:
-        """(len(indices), 3, S, S) in [-1, 1], read here and now."""
+    def load(self, indices: Iterable[int]) -> Tensor:
+        """(number of indices, 3, S, S) in [-1, 1], read here and now; `left_out` tells for which another stands in.
+
+        Raises:
+            UserError: naming shard and key, for an image that cannot be read.
+        """
         batch = or_raise(collate([self[i] for i in indices]))
-        if batch.problems:
-            raise UserError(batch.problems[0])
+        tolerate(batch.problems, self.left_out, self.config.max_bad_samples)
         return images.normalise(batch.images)
+
+    def first(self, count: int) -> Tensor:
+        """The first `count` images, or all: as `load`."""
+        return self.load(range(min(count, len(self))))
 
     def calibration(self, order: Order, count: int) -> Tensor:
         """The first `count` images of the order, whatever the rank: (count, 3, S, S) in [-1, 1]."""
@@ -218,8 +223,11 @@ def _by_workers(faces: FaceImages, plan: Iterator[Indices], largest: int) -> Gen
     """Workers write into shared memory that was made once: as much again for every batch takes 40 us per image."""
     workers, size = faces.config.workers, faces.config.image_size
     # The loader asks for that many batches ahead of the one it hands out, which is copied before the next.
-    slots = torch.empty((PREFETCH * workers + 1, largest, size, size, 3), dtype=torch.uint8).share_memory_()
-    slots = slots.movedim(-1, 2)
+    slots = torch.empty((PREFETCH * workers + 1, largest, size, size, 3), dtype=torch.uint8)
+    try:
+        slots = slots.share_memory_().movedim(-1, 2)
+    except RuntimeError:
+        raise too_little_shared_memory(workers, slots.numel()) from None
     loader = DataLoader(
         _Slots(faces, slots),
         batch_sampler=([number % len(slots), indices] for number, indices in enumerate(plan)),
@@ -228,8 +236,10 @@ def _by_workers(faces: FaceImages, plan: Iterator[Indices], largest: int) -> Gen
         prefetch_factor=PREFETCH,
         worker_init_fn=follow_the_trainer,
     )
-    batches = iter(loader)
+    batches: Iterator[Any] = iter(())
     try:
+        with signals_held():
+            batches = iter(loader)
         for number, filled in enumerate(batches):
             if isinstance(filled, UserError):
                 raise filled
@@ -237,8 +247,7 @@ def _by_workers(faces: FaceImages, plan: Iterator[Indices], largest: int) -> Gen
             images = memory(count, size).copy_(slots[number % len(slots), :count])
             yield Batch(images, problems)
     finally:
-        # Python would end them at exit, by the SIGTERM that they ignore, and wait for ever.
-        getattr(batches, "_shutdown_workers", lambda: None)()
+        end_workers(batches)
 
 
 class _Slots(Dataset[Any]):
@@ -303,22 +312,3 @@ def tolerate(problems: tuple[str, ...], left_out: set[str], limit: int) -> None:
         if len(left_out) > limit:
             raise UserError(f"{problem}; more than data.max_bad_samples={limit} cannot be read: run `verify`")
         print(f"left out ({len(left_out)} of {limit} allowed): {problem}", file=sys.stderr, flush=True)
-
-
-def follow_the_trainer(worker: int) -> None:
-    """For loader workers, which keep the memory that they decode into.
-
-    Ctrl-C and a scheduler's signals reach every process of the group; only the trainer acts on them, and whatever ends
-    it ends its workers: torch's own watch does not see a worker whose queue is full.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only workers run this"
-    parent.join()
-    os._exit(1)

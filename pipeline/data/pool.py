@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -86,7 +87,7 @@ def run_tasks(
         workers, mp_context=context, initializer=_start, initargs=(function, shared, tasks, stop)
     )
     try:
-        with _signals_held():
+        with signals_held():
             futures = [executor.submit(_call, number) for number in range(len(tasks))]
         for future in as_completed(futures):
             yield future.result()
@@ -95,7 +96,7 @@ def run_tasks(
             "a worker process was killed, perhaps for want of memory; run again with fewer workers"
         ) from None
     finally:
-        with _signals_held(), stop, stopper:
+        with signals_held(), stop, stopper:
             stopper.send(None)  # never received: it stays there for every worker to see
             executor.shutdown(wait=True, cancel_futures=True)
 
@@ -113,6 +114,13 @@ def _call(number: int) -> Any:
         return _worker["function"](_worker["shared"], _worker["tasks"][number])
 
 
+def end_tools(worker: int) -> None:
+    """Kill what a worker has started, each the leader of a process group: it would outlive a worker that is killed."""
+    with suppress(OSError):  # ended since, or a kernel that does not tell
+        for tool in Path(f"/proc/{worker}/task/{worker}/children").read_text().split():
+            os.killpg(int(tool), signal.SIGKILL)
+
+
 def _end_with_parent() -> None:
     """End this worker when the parent is gone; or when it said stop, but the executor cannot end an idle worker.
 
@@ -123,11 +131,12 @@ def _end_with_parent() -> None:
     wait([parent.sentinel, _worker["stop"]])
     while not wait([parent.sentinel], timeout=IDLE_SECONDS) and _worker["busy"].locked():
         pass
+    end_tools(os.getpid())
     os._exit(1)
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def signals_held() -> Iterator[None]:
     """Hold signals back until the end of the block. Workers started in it inherit that, and print no traceback."""
     noted: list[int] = []
 

@@ -8,6 +8,7 @@ FOLDER/manifest.json             written last: a folder without it is not finish
 import hashlib
 import json
 import os
+import resource
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -36,8 +37,8 @@ COLUMNS = {
     "width": np.int32,
     "height": np.int32,
 }
-# Open tars per reader: far below the usual limit of 1,024 open files per process.
-OPEN_SHARDS = 128
+# Open tars per reader: 128 where a process may have the usual 1,024 files open.
+OPEN_SHARDS = min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
 
 
 class ShardError(UserError):
@@ -271,9 +272,9 @@ class ShardReader:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._open: OrderedDict[int, int] = OrderedDict()
         self.folder = folder
         self.index = ShardIndex.load(folder)
-        self._open: OrderedDict[int, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.index)
@@ -311,8 +312,7 @@ class ShardReader:
             raise ShardError(f"{self.name(i)}: its .json is not JSON") from None
         return value if isinstance(value, dict) else {}
 
-    def close(self) -> None:
-        """Close every open tar."""
+    def __del__(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
 

@@ -1,43 +1,29 @@
 """Copy shards to a node's own disk, by hash: every file is checked against its manifest's SHA-256 as it is copied.
 
-SOURCE is a folder or a URL; `opened` reads both. WebDataset's own `gopen` has no s3://, keeps to itself what a tool
-said, and does not see one fail behind its last byte.
+SOURCE is a folder or a URL.
 """
 
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shlex
 import shutil
-import signal
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.data.pool import run_tasks, stoppable
+from pipeline.data.remote import BLOCK, NotThere, opened
 from pipeline.data.shards import MANIFEST, SCHEMA, Manifest, ShardEntry, index_path, load_manifest, os_errors_named
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256
 from pipeline.progress import progress
 
-BLOCK = 2**20
 SPLITS = ("train", "validation", "test")
-# No limit on a transfer that has begun: curl would start it again behind what it has written.
-CURL = ("curl", "-gfsSL", "--connect-timeout", "30", "--retry", "30", "--retry-delay", "2")
-# What curl, aws, cat and gcloud say of a file that is not there; a bucket that may not be listed answers 403.
-_NOT_THERE = re.compile(r"(error|HTTP\S*|\():? ?(403|404|410)\b|No such file|NoSuchKey", re.IGNORECASE)
-_NOTHING_MATCHES = "matched no objects"
-
-
-class NotThere(UserError):
-    """A file or URL that does not exist, as far as its server tells."""
 
 
 @dataclass(frozen=True)
@@ -116,83 +102,6 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
                 with replacing(split.folder / MANIFEST) as temporary:
                     temporary.write_bytes(split.content)
     return StageSummary(tuple(_summary(split, copied[split.folder]) for split in splits))
-
-
-@contextmanager
-def opened(url: str) -> Iterator[IO[bytes]]:
-    """The bytes of a path, an http://, https:// or s3:// URL, or what a `pipe:` command writes. Read to the end.
-
-    Raises:
-        UserError: naming the URL, when it cannot be opened or its tool fails, be it after the last byte.
-    """
-    command = _command(url)
-    if command is None:
-        try:
-            stream: IO[bytes] = open(url.removeprefix("file://"), "rb")  # noqa: SIM115
-        except OSError as error:
-            raise _failure(url, error.strerror or str(error)) from None
-        with stream:
-            yield stream
-        return
-    with tempfile.TemporaryFile() as said, _started(command, url, said) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout
-            while process.stdout.read(BLOCK):
-                pass
-        except UserError:
-            # What the reader found wrong with the bytes may be for want of the rest.
-            if process.stdout.read(1) or not process.wait():
-                raise
-        if process.wait():
-            said.seek(0)
-            text = said.read().decode(errors="replace").strip()
-            raise _failure(url, text or f"its command ended with code {process.returncode}") from None
-
-
-def _command(url: str) -> list[str] | str | None:
-    """What writes the bytes of `url`: words, a line for the shell, or None for a file."""
-    if url.startswith("pipe:"):
-        return url.removeprefix("pipe:")
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme == "file":
-        return None
-    if scheme in ("http", "https"):
-        return [*CURL, url]
-    if scheme == "s3":
-        return ["aws", "s3", "cp", "--only-show-errors", url, "-"]
-    raise UserError(f"{url}: {scheme}:// is not known; give a path, http://, https://, s3:// or pipe:COMMAND")
-
-
-@contextmanager
-def _started(command: list[str] | str, url: str, said: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the tool in a session of its own, where Ctrl-C does not reach it; end it with the block."""
-    try:
-        process = subprocess.Popen(
-            command,
-            shell=isinstance(command, str),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            start_new_session=True,
-        )
-    except FileNotFoundError:
-        raise UserError(f"{url}: `{command[0]}` is not installed; install it, or give pipe:COMMAND") from None
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # a loader's worker ignores the gentler ones, and so do its children
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-def _failure(url: str, said: str) -> UserError:
-    """Tools come to the point in their last line, but for gcloud, which ends with the URL."""
-    reason = said.splitlines()[-1]
-    missing = _NOT_THERE.search(reason) or _NOTHING_MATCHES in said
-    return (NotThere if missing else UserError)(f"{url}: cannot be read: {reason}")
 
 
 def _blocks(url: str) -> Generator[bytes, None, None]:

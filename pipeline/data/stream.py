@@ -1,12 +1,14 @@
 """Tars at a distance -> uint8 micro-batches, read in sequence: for data larger than one node's disk."""
 
 import hashlib
+import os
 import random
+import shutil
 import tarfile
 import zlib
 from collections.abc import Generator, Iterator
 from itertools import chain, cycle, islice, repeat
-from typing import IO
+from typing import IO, Any
 
 import torch
 import webdataset
@@ -17,14 +19,18 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import images
 from pipeline.config import DataConfig
-from pipeline.data.loader import Loaded, MicroBatch, collate, follow_the_trainer, or_raise, tolerate
+from pipeline.data.loader import Loaded, MicroBatch, collate, or_raise, tolerate
 from pipeline.data.order import Order
-from pipeline.data.staging import opened
+from pipeline.data.pool import signals_held
+from pipeline.data.remote import opened
 from pipeline.data.tar import BLOCK
+from pipeline.data.workers import SHARED_MEMORY, end_workers, follow_the_trainer, too_little_shared_memory
 from pipeline.errors import UserError
 
 SHUFFLE_BUFFER = 1000
 """Encoded images that each worker keeps to draw from: what mixes the images of a shard with those of others."""
+PREFETCH = 4
+"""Micro-batches that each worker has ready or in work."""
 EXTENSIONS = ("jpg", "jpeg", "png")
 
 Sample = tuple[str, bytes]
@@ -67,8 +73,8 @@ class StreamedFaces:
         Raises:
             UserError: as `micro_batches`.
         """
-        samples = islice(_samples(cycle(self.urls)), count)
-        return images.normalise(torch.stack([_image(sample, self.config) for sample in samples]))
+        loaded = _images(_samples(cycle(self.urls)), self.config)
+        return images.normalise(torch.stack([each.image for each in islice(loaded, count)]))
 
     def micro_batches(self, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
         """The micro-batches of this rank for each of the steps first .. last - 1. Close it, or the workers live on.
@@ -78,18 +84,21 @@ class StreamedFaces:
         """
         if first >= last:  # workers would start to download
             return
+        self._check_shared_memory(order)
         loader = DataLoader(
             _Draws(self, order.rank, first),
             batch_size=order.micro_batch_size,
             num_workers=self.config.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if self.config.workers else None,
+            prefetch_factor=PREFETCH if self.config.workers else None,
             worker_init_fn=follow_the_trainer,
         )
-        batches = iter(loader)
+        batches: Iterator[Any] = iter(())
         left_out: set[str] = set()
         try:
+            with signals_held():
+                batches = iter(loader)
             for step in range(first, last):
                 flips = order.flips(step) & self.config.horizontal_flip
                 step_batches = []
@@ -99,10 +108,16 @@ class StreamedFaces:
                     step_batches.append(MicroBatch(batch.images, place, flips[place]))
                 yield step_batches
         finally:
-            getattr(batches, "_shutdown_workers", lambda: None)()
-            for worker in getattr(batches, "_workers", ()):  # one that waits for a server hears nothing
-                worker.kill()
-                worker.join()
+            end_workers(batches)
+
+    def _check_shared_memory(self, order: Order) -> None:
+        """Without enough of it a worker loses a batch, and the training process waits for it for ever."""
+        size, workers, ranks = self.config.image_size, self.config.workers, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # Ready, being handed over, and the two steps that training may hold.
+        batches = (PREFETCH + 1) * workers + 2 * len(order.slices())
+        needed = ranks * batches * order.micro_batch_size * 3 * size**2
+        if workers and SHARED_MEMORY.exists() and shutil.disk_usage(SHARED_MEMORY).free < needed:
+            raise too_little_shared_memory(ranks * workers, needed)
 
 
 class _Draws(IterableDataset[Loaded | UserError]):
@@ -116,18 +131,8 @@ class _Draws(IterableDataset[Loaded | UserError]):
         # WebDataset's own resampling takes no account of the first step: a run that resumes would see its start again.
         rng = random.Random(f"{self.faces.seed} {self.rank} {worker.id if worker else 0} {self.first}")
         samples = _samples(rng.choice(urls) for urls in repeat(self.faces.urls))
-        problems: list[UserError] = []
         try:
-            for sample in webdataset.shuffle(SHUFFLE_BUFFER, rng=rng)(samples):
-                try:
-                    image = _image(sample, self.faces.config)
-                except UserError as error:
-                    problems.append(error)
-                    if not self.faces.config.max_bad_samples or len(problems) >= SHUFFLE_BUFFER:  # or there is no other
-                        raise problems[0] from None
-                    continue
-                yield Loaded(image, tuple(map(str, problems)))
-                problems.clear()
+            yield from _images(webdataset.shuffle(SHUFFLE_BUFFER, rng=rng)(samples), self.faces.config)
         except UserError as error:
             yield error
 
@@ -183,6 +188,21 @@ def _samples_of(url: str) -> Iterator[Sample]:
             ) from None
         if empty:
             raise UserError(f"{url}: no samples in it; leave it out")
+
+
+def _images(samples: Iterator[Sample], config: DataConfig) -> Iterator[Loaded]:
+    """Those that can be read. Raises UserError for one that cannot, unless data.max_bad_samples allows for some."""
+    problems: list[UserError] = []
+    for sample in samples:
+        try:
+            image = _image(sample, config)
+        except UserError as error:
+            problems.append(error)
+            if not config.max_bad_samples or len(problems) >= SHUFFLE_BUFFER:  # or there is no other
+                raise problems[0] from None
+        else:
+            yield Loaded(image, tuple(map(str, problems)))
+            problems.clear()
 
 
 def _image(sample: Sample, config: DataConfig) -> Tensor:

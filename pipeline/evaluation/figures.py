@@ -18,7 +18,7 @@ SHOWN = 8
 @torch.no_grad()
 def figures(bundle: Bundle, dataset: FaceImages, result: dict[str, Any]) -> dict[str, Image]:
     """File name without ending -> picture, of the first faces and of `result`."""
-    images = dataset.load(list(range(min(SHOWN, len(dataset))))).to(bundle.device)
+    images = dataset.first(SHOWN).to(bundle.device)
     strips = [[a, *pictures.strip(bundle.model, a, b, 6), b] for a, b in zip(images[::2], images[1::2], strict=False)]
     elements = [f"element {n}" for n in range(1, bundle.elements + 1)]
     effects = np.array(result["effects"]["matrix"])

@@ -72,6 +72,8 @@ def evaluate(
     perceptual = bundle.perceptual(perceptual_weights)
     result, rows = _measured(bundle, Faces(bundle, dataset), training, perceptual, pairs)
     drawn = figures(bundle, dataset, result)
+    if left_out := dataset.left_out | (training.left_out if training else set()):
+        result["left_out"] = sorted(left_out)
     write(out, result, rows, drawn, as_table)
     if run_dir is not None:
         show(run_dir / "tensorboard" / "evaluate", result, drawn)

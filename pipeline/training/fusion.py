@@ -22,11 +22,11 @@ from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
 from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
 from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.loop import Setup, Sums, read_alike, restore
+from pipeline.training.loop import Sums, read_alike, restore
+from pipeline.training.setup import Setup
 
 SHOWN_PAIRS, STRIP = 4, 6
 """Held-out pairs in the fusion strip, and images from A to B in each."""
-EFFECT_IMAGES = 32
 
 
 class Inputs(NamedTuple):
@@ -234,8 +234,7 @@ class FusionStage:
         calibrate_batch_norm(self.average.module, ((i.to(device), lam.to(device)) for i, lam in pairs))
 
     def pictures(self) -> dict[str, Image]:
-        held_out, elements = self.setup.held_out, self.setup.config.model.elements
-        images = held_out.load(list(range(min(EFFECT_IMAGES, len(held_out))))).to(self.runtime.device)
+        elements, images = self.setup.config.model.elements, self.setup.shown.to(self.runtime.device)
         model = self.average.module.eval()
         pairs = [images[i : i + 2] for i in range(0, min(2 * SHOWN_PAIRS, len(images) - 1), 2)]
         strips = [[a, *pictures.strip(model, a, b, STRIP), b] for a, b in pairs]

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,18 +13,16 @@ from torch import Tensor, nn
 
 from pipeline import files
 from pipeline.config import Config, dump, validate
-from pipeline.data.loader import FaceImages, MicroBatch
-from pipeline.data.order import Order
-from pipeline.data.stream import StreamedFaces
+from pipeline.data.loader import MicroBatch
 from pipeline.errors import Interrupted, StoppedElsewhere, UserError
+from pipeline.signals import Deferred
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.ranks import Ranks
-from pipeline.training.runtime import Runtime
+from pipeline.training.setup import Setup
 from pipeline.training.tracking import Tracker
 from pipeline.training.writer import Writer, on_host
 
-CALIBRATION_IMAGES = 256
 FIXED = (
     *("seed", "model", "perceptual", "data.image_size", "data.crop", "data.horizontal_flip"),
     *("training.global_batch_size", "training.micro_batch_size", "training.ema_decay"),
@@ -55,34 +51,6 @@ class Stage(Protocol):
 
     def pictures(self) -> dict[str, Image]:
         """What TensorBoard shows; called on the main rank only, after `settle`."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a stage and the loop work on."""
-
-    config: Config
-    runtime: Runtime
-    train: FaceImages | StreamedFaces
-    held_out: FaceImages
-
-    @cached_property
-    def calibration(self) -> list[Tensor]:
-        """Micro-batches (m, 3, S, S) in [-1, 1] on which BatchNorm and feature scales are measured: always the same."""
-        size = self.config.training.micro_batch_size
-        return list(self.train.calibration(self.order, -(-CALIBRATION_IMAGES // size) * size).split(size))
-
-    @property
-    def order(self) -> Order:
-        training = self.config.training
-        return Order(
-            count=len(self.train) if isinstance(self.train, FaceImages) else 1,  # of a stream only places and flips
-            seed=self.config.seed,
-            global_batch_size=training.global_batch_size,
-            micro_batch_size=training.micro_batch_size,
-            rank=self.runtime.ranks.rank,
-            world_size=self.runtime.ranks.world_size,
-        )
 
 
 class Sums:
@@ -123,13 +91,13 @@ def run(stage: Stage, setup: Setup) -> None:
         runtime.say(f"{stage.name}: already finished at step {done} ({folder})")
         return
     # Only now: a configuration that is refused leaves the run as it was.
-    ranks.together(lambda: setup.calibration)  # read from here on
+    ranks.together(setup.read_ahead)
     ranks.on_main(lambda: files.write_text(setup.config.run_dir / "config.yaml", dump(setup.config)))
     tracker = Tracker(setup.config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, stage.total_steps)
     batches = setup.train.micro_batches(setup.order, done, stage.total_steps)
     with closing(batches), closing(tracker), closing(Writer(ranks)) as writer:
         while done < stage.total_steps:
-            batch, failure = _next(batches, tracker)
+            batch, failure = _next(batches, tracker, ranks.signals)
             try:
                 ranks.agree(failure or writer.failure)
             except (Interrupted, StoppedElsewhere, UserError, OSError) as stop:
@@ -157,13 +125,18 @@ def run(stage: Stage, setup: Setup) -> None:
         writer.finish()
 
 
-def _next(batches: Iterator[list[MicroBatch]], tracker: Tracker) -> tuple[list[MicroBatch], Exception | None]:
-    """The next batch, or why there is none."""
+def _next(
+    batches: Iterator[list[MicroBatch]], tracker: Tracker, signals: Deferred
+) -> tuple[list[MicroBatch], Exception | None]:
+    """The next batch, or why there is none: also for a signal, which the ranks agree on next."""
     with tracker.waiting():
         try:
-            return next(batches), None
+            with signals.waiting():
+                return next(batches), None
         except (UserError, OSError) as error:
             return [], error
+        except Interrupted:
+            return [], None
 
 
 def checkpoint_folder(config: Config, stage: str) -> Path:

@@ -8,7 +8,8 @@ from pipeline import losses, pictures
 from pipeline.data.loader import MicroBatch
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
-from pipeline.training.loop import Setup, Sums
+from pipeline.training.loop import Sums
+from pipeline.training.setup import Setup
 
 SHOWN = 8
 """Held-out faces in the picture of reconstructions."""
@@ -58,7 +59,7 @@ class PretrainStage:
 
     @torch.no_grad()
     def pictures(self) -> dict[str, Image]:
-        images = self.setup.held_out.load(list(range(min(SHOWN, len(self.setup.held_out)))))
+        images = self.setup.shown[:SHOWN]
         model = self.average.module.eval()
         reconstructions = model(images.to(self.runtime.device)).reconstruction
         model.train()

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from running import Trained, latentfuse, tiny_arguments
+import webdataset
+from running import Trained, file_size_limit, latentfuse, tiny_arguments
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -25,3 +26,14 @@ def test_rates_and_ratios(trained: Trained, tmp_path: Path, workers: int) -> Non
         assert shown.code == 0 and "plain webdataset with Pillow" in shown.out and "data.cache=device, on " in shown.out
         missing = latentfuse("bench", "loader", tmp_path / "none", *options)
         missing.assert_one_line(str(tmp_path / "none"))
+
+
+def test_samples_without_an_image_and_a_full_disk(trained: Trained, tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        for number, photograph in enumerate(sorted((trained.shards / "photographs").iterdir())):
+            writer.write({"__key__": str(number)} | ({"jpg": photograph.read_bytes()} if number % 3 else {"cls": b"1"}))
+    assert latentfuse("shard", tmp_path, "--index-only", "--max-rejected", "9").code == 0
+    arguments = ("bench", "loader", tmp_path, "--images", "64", *tiny_arguments(tmp_path / "run", trained.shards))
+    assert latentfuse(*arguments).code == 0
+    with file_size_limit(10_000):
+        latentfuse(*arguments).assert_one_line("pixels.u8", "File too large")

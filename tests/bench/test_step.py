@@ -13,7 +13,7 @@ from pipeline.bench import flops, step
 from pipeline.bench.literal import LiteralStage
 from pipeline.config import Config
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Setup
+from pipeline.training.setup import Setup
 
 ALL_ONES = ("fusion.mixture.endpoints=1", *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")))
 

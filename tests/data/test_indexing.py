@@ -53,6 +53,14 @@ def test_index_of_foreign_tars(tmp_path: Path) -> None:
     assert (problem.shard, problem.key) == ("part-1.tar", None) and "SHA-256" in problem.message
 
 
+def test_capitals_are_read_as_webdataset_does(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "one", "JPG": jpeg(1), "JSON": b'{"attributes": {"Male": 1}}'})
+    index_tars(tmp_path)
+    reader = ShardReader(tmp_path)
+    assert reader.read(0) == ("one", jpeg(1)) and reader.metadata(0) == {"attributes": {"Male": 1}}
+
+
 def test_damaged_foreign_tars_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="written by `shard`"):
         index_tars(folder)

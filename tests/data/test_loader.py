@@ -2,7 +2,10 @@
 
 import io
 import multiprocessing
+import os
 import re
+import signal
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from running import file_size_limit
 
 from pipeline.config import DataConfig
 from pipeline.data.loader import FaceImages, Loaded, MicroBatch, micro_batches
@@ -141,6 +145,25 @@ def test_leaving_early_leaves_no_workers(folder: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_that_waits_for_its_disk_is_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    batches = micro_batches(dataset(folder, workers=2), order(), 0, 100)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+    began = time.monotonic()
+    batches.close()
+    assert not multiprocessing.active_children() and time.monotonic() - began < 5
+
+
+def test_too_little_shared_memory(folder: Path) -> None:
+    """As in a container, which has 64 MB unless told otherwise."""
+    with file_size_limit(20_000), pytest.raises(UserError) as caught:
+        steps(folder, 1, 0, 1)
+    assert re.match(r"data.workers: 1 need 1 MiB in /dev/shm, \d+ MiB are free; use fewer", str(caught.value))
+    assert not multiprocessing.active_children()
+
+
 def image_of(loaded: Loaded | UserError) -> torch.Tensor:
     assert isinstance(loaded, Loaded) and not loaded.problems and loaded.image.dtype == torch.uint8
     return loaded.image
@@ -152,8 +175,9 @@ def test_as_many_bad_samples_as_allowed_are_replaced_and_named(
 ) -> None:
     named = [damage(folder, index) for index in (3, 4, 17)]
     faces = dataset(folder, workers, max_bad_samples=3)
-    with pytest.raises(UserError, match="sample"):
-        faces.load([3])  # what is measured or shown is never replaced
+    assert torch.equal(faces.load([3]), faces.load([5]))
+    assert [any(told.startswith(each) for told in faces.left_out) for each in named] == [True, True, False]
+    assert capfd.readouterr().err.count("allowed): ") == 2
     seen = 0
     for step, batch in enumerate(micro_batches(faces, order(), 0, 6)):
         for micro in batch:
@@ -171,6 +195,9 @@ def test_as_many_bad_samples_as_allowed_are_replaced_and_named(
 def test_one_bad_sample_too_many_stops(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for index in (3, 9):
         damage(folder, index)
+    with pytest.raises(UserError, match=r"sample 000010: damaged.*; more than data.max_bad_samples=1 cannot be read"):
+        dataset(folder, max_bad_samples=1).first(18)
+    capfd.readouterr()
     with pytest.raises(UserError, match=r"sample \d+: damaged.*; more than data.max_bad_samples=1 cannot be read"):
         list(micro_batches(dataset(folder, max_bad_samples=1), order(), 0, 4))
     assert capfd.readouterr().err.count("left out") == 1

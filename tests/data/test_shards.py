@@ -69,7 +69,6 @@ def test_reader_agrees_with_webdataset(folder: Path) -> None:
         reader.read(len(reader))
     with pytest.raises(IndexError):
         reader.index.locate(-1)
-    reader.close()
 
 
 def read_in_child(reader: ShardReader) -> list[str]:
@@ -93,7 +92,8 @@ def test_reader_holds_few_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(reader._open) == 2
     if before:
         assert len(os.listdir("/proc/self/fd")) == before + 2
-    reader.close()
+        del reader
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_manifest(folder: Path) -> None:

@@ -17,8 +17,9 @@ import pytest
 from making import hashes
 
 from pipeline.data import staging
+from pipeline.data.remote import opened
 from pipeline.data.shards import MANIFEST, ShardReader
-from pipeline.data.staging import StageSummary, opened, stage
+from pipeline.data.staging import StageSummary, stage
 from pipeline.data.verifying import verify
 from pipeline.errors import UserError
 from pipeline.files import sha256

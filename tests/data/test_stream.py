@@ -9,16 +9,18 @@ import time
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from making import jpeg, member_offsets
+from running import gone
 from torch import Tensor
 
 from pipeline import images
 from pipeline.config import DataConfig
-from pipeline.data import stream
+from pipeline.data import remote, stream
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
 from pipeline.data.stream import StreamedFaces
@@ -223,11 +225,15 @@ def test_some_bad_samples_may_be_allowed(tmp_path: Path, workers: int, capfd: py
     url = pack(tmp_path / "a.tar", good | {"bad.jpg": b"\xff\xd8"})
     batches = steps(faces(url, workers, max_bad_samples=1), 0, 5)
     assert len(batches) == 20 and len(set(pictures(batches))) == 5
+    first = faces(url, workers, max_bad_samples=1).calibration(ORDER, 7)
+    assert torch.equal(first[5:], first[:2])
     assert capfd.readouterr().err.count("left out") == 1  # however often it is drawn
     worse = pack(tmp_path / "b.tar", good | {"bad.jpg": b"\xff\xd8", "worse.jpg": b"\xff\xd8"})
     assert "more than data.max_bad_samples=1" in refused(faces(worse, workers, max_bad_samples=1))
     none = pack(tmp_path / "c.tar", {"bad.jpg": b"\xff\xd8"})
     assert "c.tar: sample bad: not a readable image" in refused(faces(none, workers, max_bad_samples=1))
+    with pytest.raises(UserError, match=r"c\.tar: sample bad: not a readable image"):
+        faces(none, workers, max_bad_samples=1).calibration(ORDER, 1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -289,3 +295,36 @@ def test_a_server_that_stalls_does_not_keep_the_workers(
     began = time.monotonic()
     batches.close()
     assert not multiprocessing.active_children() and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_that_stalls_is_named(
+    folder: Path, server: str, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", 0.3)
+    for url in (f"{server}/stalled/shard-000001.tar", f"pipe:head -c 3000 {folder}/shard-000000.tar; sleep 60"):
+        assert refused(faces(url, workers)) == f"{url}: cannot be read: nothing came for 0.3 s"
+        with pytest.raises(UserError, match=r": cannot be read: nothing came for 0\.3 s"):
+            faces(url).calibration(ORDER, 9)
+
+
+def test_a_tool_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 2)
+    tar = pack(tmp_path / "a.tar", {f"{number}.jpg": jpeg(number) for number in range(8)})
+    url = f"pipe:cat {tar}; sleep 60 & echo $! > {tmp_path}/pid; wait"
+    batches = faces(url, workers=1).micro_batches(Order(18, 1, 3, 3), 0, 100)
+    next(batches)
+    began = time.monotonic()
+    batches.close()
+    assert time.monotonic() - began < 5 and gone(int((tmp_path / "pid").read_text()))
+
+
+def test_too_little_shared_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = (5 * 2 + 2 * 4) * 3 * (3 * 32 * 32)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=needed))
+    steps(faces(folder / BRACES, workers=2), 0, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    expected = "data.workers: 4 need 1 MiB in /dev/shm, 0 MiB are free; use fewer (0 need none)"
+    assert refused(faces(folder / BRACES, workers=2)).startswith(expected)
+    steps(faces(folder / BRACES), 0, 1)

@@ -1,11 +1,14 @@
 """Two processes train what one process trains: the same losses, the same weights, on every rank."""
 
 import json
+import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
-from running import Trained, finish, latentfuse, scalars, start, tiny_arguments
+from forking import start_ranks
+from running import Trained, finish, latentfuse, make_shards, scalars, start, tiny_arguments
 
 from pipeline.data.order import Order
 from pipeline.errors import UserError
@@ -16,9 +19,9 @@ GLOBAL = ("training.global_batch_size=8", "training.micro_batch_size=2", "traini
 RANK = """
 import hashlib, json, os, sys
 from pathlib import Path
-from pipeline.training import loop
+from pipeline.training import loop, setup
 
-loop.CALIBRATION_IMAGES = 8
+setup.CALIBRATION_IMAGES = 8
 run = loop.run
 
 def and_tell(stage, setup):
@@ -110,3 +113,21 @@ def test_accelerate_launch_runs_the_command(trained: Trained, tmp_path: Path) ->
 def test_a_batch_that_three_ranks_cannot_share_is_refused() -> None:
     with pytest.raises(UserError, match="is not 3 ranks"):
         Order(10, 0, 8, 2, rank=0, world_size=3)
+
+
+def on_rank_one_from_elsewhere() -> None:
+    """As on a node with its own copy of the shards, which is older."""
+    if os.environ["RANK"] == "1":
+        sys.argv += ["--set", f"data.shards={os.environ['ELSEWHERE']}"]
+
+
+def test_ranks_with_other_shards_are_refused(trained: Trained, tmp_path: Path) -> None:
+    """They would train to the end, and nothing could resume that."""
+    elsewhere = make_shards(tmp_path / "elsewhere", first_seed=50)
+    arguments = ("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *GLOBAL))
+    ranks = start_ranks(tmp_path, 2, *arguments, prepare=on_rank_one_from_elsewhere, ELSEWHERE=str(elsewhere))
+    results = [each.finish() for each in ranks]
+    assert [each.code for each in results] == [2, 2], results
+    expected = f"rank 1: {elsewhere / 'train'}: other training data than rank 0 has there; bring this node's up to date"
+    results[0].assert_one_line(expected)
+    assert not (tmp_path / "run" / "pretrain").exists()

@@ -27,6 +27,7 @@ def in_float64_and_told() -> None:
     """Everything in float64; the gradients before every optimizer step, and the weights after it, go to a file."""
     from pipeline.training import loop
     from pipeline.training.runtime import Runtime
+    from pipeline.training.setup import Setup
 
     narrow()
     torch.set_default_dtype(torch.float64)
@@ -44,7 +45,7 @@ def in_float64_and_told() -> None:
         digests.append(hashlib.sha256(weights).hexdigest())
         return norm
 
-    def and_save(stage: loop.Stage, setup: loop.Setup) -> None:
+    def and_save(stage: loop.Stage, setup: Setup) -> None:
         run(stage, setup)
         torch.save({"gradients": gradients, "digests": digests}, Path(os.environ["TOLD"]) / f"{os.environ['RANK']}.pt")
 

@@ -12,6 +12,7 @@ from forking import Started, children, free_port, narrow, start_command, start_r
 from running import (
     Trained,
     finish,
+    gone,
     latentfuse,
     listing,
     make_photographs,
@@ -55,6 +56,31 @@ def test_ctrl_c_saves_and_exits_with_130(trained: Trained, tmp_path: Path) -> No
     saved, passed_over = checkpoint.newest(run / "train" / "checkpoints")
     assert saved is not None and saved.step >= 1 and not passed_over
     assert not list(run.rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize("source", ["shards", "stream"])
+def test_sigterm_while_the_data_do_not_come(trained: Trained, tmp_path: Path, source: str) -> None:
+    """A disk or a server that has stalled: what was trained is saved, and neither worker nor tool lives on."""
+    run, pid, opened = tmp_path / "run", tmp_path / "pid", tmp_path / "opened"
+    opened.write_text("")
+    tar = trained.shards / "train" / "shard-000000.tar"
+    # Sixty times it delivers four images, of which a worker holds a hundred back.
+    stalls = f"pipe:test $(wc -l < {opened}) -lt 60 || {{ echo $$ > {pid}; sleep 100; }}; echo >> {opened}; cat {tar}"
+    options = ["data.workers=1", *ENDLESS, *([f"data.stream={stalls}"] if source == "stream" else [])]
+    job = start_command(tmp_path / "job", "pretrain", *tiny_arguments(run, trained.shards, *options), prepare=narrow)
+    job.wait_for(lambda: "pretrain 1/" in job.text())
+    if source == "shards":
+        os.kill(children(job.pid)[0], signal.SIGSTOP)
+    time.sleep(1)
+    before = job.text()
+    time.sleep(0.5)
+    assert job.text() == before, "it waits"
+    job.signal(signal.SIGTERM)
+    result = job.finish(30)
+    result.assert_one_line("stopped by SIGTERM; the same command resumes", code=75)
+    newest, _ = checkpoint.newest(run / "pretrain" / "checkpoints")
+    assert newest is not None and newest.step >= 1
+    assert job.group_is_gone() and (source == "shards" or gone(int(pid.read_text())))
 
 
 def test_a_closed_pipe_saves(trained: Trained, tmp_path: Path) -> None:

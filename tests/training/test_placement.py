@@ -15,8 +15,8 @@ from torch._subclasses import FakeTensorMode
 from pipeline import config as configuration
 from pipeline.bench.step import random_batch
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Setup
 from pipeline.training.runtime import Runtime
+from pipeline.training.setup import Setup
 
 GPU = torch.device("cuda", 0)
 SMALL = (
