@@ -26,9 +26,15 @@ class Setup:
 
     @cached_property
     def calibration(self) -> list[Tensor]:
-        """Micro-batches (m, 3, S, S) in [-1, 1] on which BatchNorm and feature scales are measured: always the same."""
+        """Micro-batches (m, 3, S, S) in [-1, 1] on which BatchNorm and feature scales are measured: always the same.
+
+        Raises:
+            UserError: naming an image that cannot be read.
+            Interrupted: by a signal; the source may keep one waiting.
+        """
         size = self.config.training.micro_batch_size
-        return list(self.train.calibration(self.order, -(-CALIBRATION_IMAGES // size) * size).split(size))
+        with self.runtime.ranks.signals.waiting():
+            return list(self.train.calibration(self.order, -(-CALIBRATION_IMAGES // size) * size).split(size))
 
     @cached_property
     def shown(self) -> Tensor:
@@ -39,14 +45,11 @@ class Setup:
         """Before the first step what later ones need: an image that cannot be read shall not cost any.
 
         Raises:
-            UserError: naming it.
-            Interrupted: by a signal; the source may keep one waiting.
+            UserError, Interrupted: as `calibration`.
         """
-        ranks = self.runtime.ranks
-        with ranks.signals.waiting():
-            _ = self.calibration
-            if ranks.is_main:
-                _ = self.shown
+        _ = self.calibration
+        if self.runtime.ranks.is_main:
+            _ = self.shown
 
     @property
     def order(self) -> Order:
