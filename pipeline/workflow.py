@@ -142,7 +142,10 @@ def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages
         test = config.shards_dir / "test"
         if not test.exists():
             raise UserError(f"{test}: no such folder; with data.stream, too, held-out images are read from there")
-        return StreamedFaces(config.data.stream, config.data, config.seed), FaceImages(test, config.data)
+        held_out = FaceImages(test, config.data)
+        if len(held_out) < 2:
+            raise UserError(f"{held_out.name}: {len(held_out)} image; pairs are shown, which needs at least 2")
+        return StreamedFaces(config.data.stream, config.data, config.seed), held_out
     train = FaceImages(config.shards_dir / "train", config.data)
     held_out = FaceImages(_held_out(config), config.data)
     if len(train) < 2:
@@ -195,7 +198,8 @@ def _finish(config: Config, runtime: Runtime) -> None:
         bundles.export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)
     bundle = bundles.load_bundle(made["bundle"], runtime.device)
-    bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation})  # as asked for now
+    data = bundle.config.data.model_copy(update={"max_bad_samples": config.data.max_bad_samples})
+    bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation, "data": data})  # as asked for now
     images = FaceImages(_held_out(config), config.data)
     metrics = _read_json(made["evaluation"] / "metrics.json")
     told = tuple(metrics.get(key) for key in ("version", "bundle", "shards", "asked"))

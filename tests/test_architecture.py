@@ -62,7 +62,7 @@ DATA_LEVEL = 3
 TORCH_IS_WELCOME = {
     *("images", "latents", "losses", "pictures", "bundle", "doctor", "fuse", "workflow"),
     *("regions", "landmarks"),
-    *("data.loader", "data.cache", "data.stream"),
+    *("data.loader", "data.cache", "data.stream", "data.workers"),
 }
 TORCH_FOLDERS = ("models.", "training.", "evaluation.", "bench.")
 

@@ -168,22 +168,25 @@ def test_run_paints_its_own_faces(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_image_that_cannot_be_read(trained: Trained, tmp_path: Path, split: str) -> None:
-    """Refused before the first step; where some are allowed, all goes through, and the metrics tell."""
+    """Refused before the first step; where some are allowed all goes through, but nothing is measured on others."""
     shards = shutil.copytree(trained.shards, tmp_path / "shards")
     reader = ShardReader(shards / split)
     sample = reader.index.locate(1)
-    with (shards / split / sample.shard).open("r+b") as tar:
-        tar.seek(sample.offset + 100)
-        tar.write(bytes(8))
+    tar = shards / split / sample.shard
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[: sample.offset + 100] + bytes(8) + whole[sample.offset + 108 :])
     arguments = tiny_arguments(tmp_path / "run", shards)
-    name = f"{shards / split / sample.shard}: sample {sample.key}: damaged"
+    name = f"{tar}: sample {sample.key}: damaged"
     latentfuse("run", *arguments).assert_one_line(name)
     assert not list((tmp_path / "run").rglob("step-*"))
     result = latentfuse("run", *arguments, "--set", "data.max_bad_samples=1")
-    assert result.code == 0 and "Made:" in result.out, result
     assert f"left out (1 of 1 allowed): {name}" in result.errors
-    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
-    assert [each[: len(name)] for each in metrics["left_out"]] == [name]
+    if split == "test":
+        assert result.code == 2 and result.errors.splitlines()[-1].startswith(f"latentfuse: {name}")
+        tar.write_bytes(whole)
+        result = latentfuse("run", *arguments)
+        assert "train: already finished" in result.out
+    assert result.code == 0 and "Made:" in result.out, result
 
 
 def test_run_without_source_needs_shards(tmp_path: Path) -> None:
@@ -223,5 +226,9 @@ def test_a_stream_needs_held_out_images_and_no_source(trained: Trained, tmp_path
     tars = f"data.stream={trained.shards / 'train' / 'shard-000000.tar'}"
     nowhere = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", tmp_path / "nowhere", tars))
     nowhere.assert_one_line(str(tmp_path / "nowhere" / "test"), "held-out images")
+    one = tmp_path / "one"
+    assert latentfuse("shard", trained.shards / "photographs", one, "--split", "0.07").code == 0
+    lonely = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", one, tars))
+    lonely.assert_one_line(str(one / "test"), "1 image; pairs are shown, which needs at least 2")
     both = latentfuse("run", *tiny_arguments(tmp_path / "run", trained.shards, tars, "data.source=synth"))
     both.assert_one_line("data.stream", "data.source")

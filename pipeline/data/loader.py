@@ -73,7 +73,7 @@ class FaceImages(Dataset[Loaded | UserError]):
     def __init__(self, folder: Path, config: DataConfig) -> None:
         self.reader = ShardReader(folder)
         self.config = config
-        self.left_out: set[str] = set()
+        self._left_out: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.reader)
@@ -123,18 +123,25 @@ class FaceImages(Dataset[Loaded | UserError]):
         return self.reader.index.manifest.content_hash
 
     def load(self, indices: Iterable[int]) -> Tensor:
-        """(number of indices, 3, S, S) in [-1, 1], read here and now; `left_out` tells for which another stands in.
+        """(number of indices, 3, S, S) in [-1, 1], to be measured: none stands in for another.
 
         Raises:
             UserError: naming shard and key, for an image that cannot be read.
         """
         batch = or_raise(collate([self[i] for i in indices]))
-        tolerate(batch.problems, self.left_out, self.config.max_bad_samples)
+        if batch.problems:
+            raise UserError(batch.problems[0])
+        return images.normalise(batch.images)
+
+    def load_as_trained(self, indices: Iterable[int]) -> Tensor:
+        """As `load`, but as training has them: where data.max_bad_samples allows it, others stand in."""
+        batch = or_raise(collate([self[i] for i in indices]))
+        tolerate(batch.problems, self._left_out, self.config.max_bad_samples)
         return images.normalise(batch.images)
 
     def first(self, count: int) -> Tensor:
-        """The first `count` images, or all: as `load`."""
-        return self.load(range(min(count, len(self))))
+        """The first `count` images, or all, to be shown: as `load_as_trained`."""
+        return self.load_as_trained(range(min(count, len(self))))
 
     def calibration(self, order: Order, count: int) -> Tensor:
         """The first `count` images of the order, whatever the rank: (count, 3, S, S) in [-1, 1]."""

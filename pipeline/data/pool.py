@@ -116,9 +116,10 @@ def _call(number: int) -> Any:
 
 def end_tools(worker: int) -> None:
     """Kill what a worker has started, each the leader of a process group: it would outlive a worker that is killed."""
-    with suppress(OSError):  # ended since, or a kernel that does not tell
+    with suppress(OSError):  # a kernel that does not tell
         for tool in Path(f"/proc/{worker}/task/{worker}/children").read_text().split():
-            os.killpg(int(tool), signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(int(tool), signal.SIGKILL)
 
 
 def _end_with_parent() -> None:
@@ -130,7 +131,7 @@ def _end_with_parent() -> None:
     assert parent is not None, "only workers run this"
     wait([parent.sentinel, _worker["stop"]])
     while not wait([parent.sentinel], timeout=IDLE_SECONDS) and _worker["busy"].locked():
-        pass
+        end_tools(os.getpid())  # it may wait for one that has stalled
     end_tools(os.getpid())
     os._exit(1)
 

@@ -59,12 +59,19 @@ def opened(url: str) -> Iterator[IO[bytes]]:
             if pipe.stalled:
                 raise _failure(url, f"nothing came for {PATIENCE} s") from None
             # What the reader found wrong with the bytes may be for want of the rest.
-            if reader.read(1) or not process.wait():
+            if _goes_on(reader) or not process.wait():
                 raise
         if process.wait():
             said.seek(0)
             text = said.read().decode(errors="replace").strip()
             raise _failure(url, text or f"its command ended with code {process.returncode}") from None
+
+
+def _goes_on(reader: io.BufferedReader) -> bool:
+    try:
+        return bool(reader.read(1))
+    except TimeoutError:
+        return True
 
 
 class _Pipe(io.RawIOBase):

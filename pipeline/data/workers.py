@@ -5,9 +5,14 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from multiprocessing import process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import _utils
 
 from pipeline.data.pool import end_tools, signals_held
 from pipeline.errors import UserError
@@ -15,6 +20,8 @@ from pipeline.memory import keep_freed_memory
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where workers leave images for the training process."""
+GRACE = 2.0
+"""Seconds that workers have to end by themselves, and then to be killed."""
 
 
 def follow_the_trainer(worker: int) -> None:
@@ -38,17 +45,32 @@ def _end_with_parent() -> None:
 
 
 def end_workers(batches: Iterator[Any]) -> None:
-    """End the workers of a DataLoader's iterator, those that wait for a disk or a server too.
+    """End the workers of a DataLoader's iterator within seconds, those that wait for a disk or a server too.
 
     Python would end them at exit, by the SIGTERM that they ignore, and wait for ever.
     """
+    workers = getattr(batches, "_workers", ())
+    if not workers:
+        return
+    patience = _utils.MP_STATUS_CHECK_INTERVAL
     with signals_held():
-        getattr(batches, "_shutdown_workers", lambda: None)()
-        for worker in getattr(batches, "_workers", ()):
-            if worker.is_alive():
-                end_tools(worker.pid)
-                worker.kill()
-                worker.join()
+        try:
+            _utils.MP_STATUS_CHECK_INTERVAL = GRACE / len(workers)  # torch waits so long for each, one after another
+            batches._shutdown_workers()  # type: ignore[attr-defined]
+        finally:
+            _utils.MP_STATUS_CHECK_INTERVAL = patience
+            _kill([worker for worker in workers if worker.is_alive()])
+
+
+def _kill(workers: list[BaseProcess]) -> None:
+    for worker in workers:
+        end_tools(worker.pid or 0)
+        worker.kill()
+    deadline = time.monotonic() + GRACE
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+    # A disk that does not answer keeps a process even from being killed. Python is not to wait for it at exit.
+    process._children.difference_update(worker for worker in workers if worker.is_alive())  # type: ignore[attr-defined]
 
 
 def too_little_shared_memory(workers: int, needed: int) -> UserError:

@@ -72,8 +72,6 @@ def evaluate(
     perceptual = bundle.perceptual(perceptual_weights)
     result, rows = _measured(bundle, Faces(bundle, dataset), training, perceptual, pairs)
     drawn = figures(bundle, dataset, result)
-    if left_out := dataset.left_out | (training.left_out if training else set()):
-        result["left_out"] = sorted(left_out)
     write(out, result, rows, drawn, as_table)
     if run_dir is not None:
         show(run_dir / "tensorboard" / "evaluate", result, drawn)
@@ -141,7 +139,9 @@ def _training_features(training: FaceImages, sight: Eye, bundle: Bundle) -> tupl
     config = bundle.config.evaluation
     chosen = np.random.default_rng(config.seed).permutation(len(training))[: config.train_images].tolist()
     starts = range(0, len(chosen), config.batch_size)
-    batches = (training.load(chosen[start : start + config.batch_size]).to(bundle.device) for start in starts)
+    batches = (
+        training.load_as_trained(chosen[start : start + config.batch_size]).to(bundle.device) for start in starts
+    )
     seen, unit = sight.see_training(progress(batches, "training images", len(starts)))
     return seen / unit, unit
 

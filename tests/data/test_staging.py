@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from unittest import mock
 
 import pytest
 from making import hashes
+from running import finish, gone, start, wait_for
 
 from pipeline.data import staging
 from pipeline.data.remote import opened
@@ -256,3 +258,14 @@ def test_eight_at_once(shards: Path, tmp_path: Path) -> None:
     assert sorted(summary.copied for summary, _ in outcomes) == [0] * 7 + [5]
     assert sum(checked for _, checked in outcomes) == 0  # those that waited trust the one that copied
     assert layout(tmp_path / "local") == layout(shards)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_source_that_stalls_does_not_keep_a_signal_waiting(folder: Path, tmp_path: Path, workers: int) -> None:
+    command = f"case {{}} in *.tar) echo $$ >> {tmp_path}/pids; sleep 100;; *) cat {folder}/{{}};; esac"
+    process = start("stage", f"pipe:{command}", tmp_path / "local", "--workers", workers)
+    pids = tmp_path / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == workers, process)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 20).assert_one_line("stopped by SIGTERM; the same command resumes", code=75)
+    assert all(gone(int(pid)) for pid in pids.read_text().split())

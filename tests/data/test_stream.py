@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline import images
 from pipeline.config import DataConfig
-from pipeline.data import remote, stream
+from pipeline.data import remote, stream, workers
 from pipeline.data.loader import FaceImages, MicroBatch
 from pipeline.data.order import Order
 from pipeline.data.stream import StreamedFaces
@@ -286,7 +286,7 @@ def test_leaving_early_leaves_no_workers(folder: Path) -> None:
 def test_a_server_that_stalls_does_not_keep_the_workers(
     folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(workers, "GRACE", 0.5)
     monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 2)
     # The seed draws the first one first.
     urls = [f"{folder}/shard-000000.tar", f"{server}/stalled/shard-000001.tar"]
@@ -299,17 +299,20 @@ def test_a_server_that_stalls_does_not_keep_the_workers(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_that_stalls_is_named(
-    folder: Path, server: str, monkeypatch: pytest.MonkeyPatch, workers: int
+    folder: Path, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr(remote, "PATIENCE", 0.3)
     for url in (f"{server}/stalled/shard-000001.tar", f"pipe:head -c 3000 {folder}/shard-000000.tar; sleep 60"):
         assert refused(faces(url, workers)) == f"{url}: cannot be read: nothing came for 0.3 s"
         with pytest.raises(UserError, match=r": cannot be read: nothing came for 0\.3 s"):
             faces(url).calibration(ORDER, 9)
+    none = pack(tmp_path / "none.tar", {f"{number}.json": b"{}" for number in range(30)})
+    # What tarfile reads of it first: the mistake is seen when all that has come is read.
+    assert "sample 0: no .jpg" in refused(faces(f"pipe:head -c {512 + 10240} {none}; sleep 60", workers))
 
 
 def test_a_tool_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    monkeypatch.setattr(workers, "GRACE", 0.5)
     monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 2)
     tar = pack(tmp_path / "a.tar", {f"{number}.jpg": jpeg(number) for number in range(8)})
     url = f"pipe:cat {tar}; sleep 60 & echo $! > {tmp_path}/pid; wait"
