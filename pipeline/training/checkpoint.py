@@ -91,8 +91,8 @@ def save(
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first, verified or not."""
-    return sorted(folder.glob("step-*"))
+    """The checkpoints in `folder`, oldest first, verified or not; a copy of another name is the user's."""
+    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
 
 
 def load(path: Path) -> Checkpoint:

@@ -86,6 +86,7 @@ def run(stage: Stage, setup: Setup) -> None:
     """
     runtime, ranks, tracking = setup.runtime, setup.runtime.ranks, setup.config.tracking
     done = saved = _resume(stage, setup)
+    due = False  # a save
     if done >= stage.total_steps:
         folder = checkpoint_folder(setup.config, stage.name)
         runtime.say(f"{stage.name}: already finished at step {done} ({folder})")
@@ -107,19 +108,21 @@ def run(stage: Stage, setup: Setup) -> None:
             terms = stage.step(done, batch)
             done += 1
             tracker.add(terms, setup.config.training.global_batch_size)
+            last = done == stage.total_steps
+            due, show = due or last or done % tracking.checkpoint_every == 0, last or done % tracking.image_every == 0
+            if due or done == 1 or done % tracking.log_every == 0:  # at a save: a resumed run logs the same means
+                tracker.flush(done, _learning_rates(stage))
             if runtime.failure:
                 folder = _dump(stage, setup, done, batch, terms)
                 ranks.agree(UserError(f"{runtime.failure} ({folder})"))
-            last = done == stage.total_steps
-            save, show = (last or done % every == 0 for every in (tracking.checkpoint_every, tracking.image_every))
-            if save or done == 1 or done % tracking.log_every == 0:  # at a save: a resumed run logs the same means
-                tracker.flush(done, _learning_rates(stage))
+            # While steps are skipped the weights may be spoilt: they would take the place of good ones.
+            save = due and (last or not runtime.skipping)
             with runtime.uncompiled():
                 if save or show:
                     stage.settle()
                 if save:
                     _save(stage, setup, writer, done)
-                    saved = done
+                    saved, due = done, False
                 if show:
                     ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
         writer.finish()

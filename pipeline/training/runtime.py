@@ -221,6 +221,11 @@ class Runtime:
             what = attempts[-1].what
             self.failure = f"{what}: the fp16 loss scale fell to {self.loss_scale:g}; use mixed_precision bf16 or no"
 
+    @property
+    def skipping(self) -> bool:
+        """Whether the last step that was looked at was skipped, of any optimizer; alike on all ranks."""
+        return any(self._skipped_in_a_row.values())
+
     def _skipped(self, attempt: Attempt) -> None:
         what, norms = attempt.what, attempt.norms.tolist()
         self.skipped_steps += 1

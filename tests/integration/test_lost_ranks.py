@@ -210,12 +210,7 @@ def test_a_loss_that_is_not_finite_on_one_rank(trained: Trained, tmp_path: Path)
     assert [each.code for each in results] == [2, 2], results
     assert "pretrain: the gradient was not finite 3 times in a row" in results[0].errors and not results[1].errors
     newest, _ = checkpoint.newest(tmp_path / "run" / "pretrain" / "checkpoints")
-    fourth = checkpoint.load(tmp_path / "run" / "pretrain" / "checkpoints" / "step-00000004")
-    assert newest is not None and newest.step == 6, "the steps that were skipped, not the one that gave up"
-    trained_weights = {key: value for key, value in fourth.module("autoencoder").items() if "running" not in key}
-    for key, value in trained_weights.items():
-        if "num_batches" not in key:
-            assert torch.equal(value, newest.module("autoencoder")[key]), "no bad step was applied"
+    assert newest is not None and newest.step == 4, "none was saved while steps were skipped"
     (folder,) = (tmp_path / "run" / "pretrain").glob("not-finite-step-*")
     assert folder.name == "not-finite-step-00000007" and str(folder) in results[0].errors
     for rank in (0, 1):

@@ -10,6 +10,7 @@ import yaml
 from running import Trained, assert_equal_bits, latentfuse, listing, make_shards, scalars, tiny_arguments
 
 from pipeline.training import checkpoint
+from pipeline.training.runtime import Runtime
 
 
 def newest(run: Path, stage: str) -> Path:
@@ -185,6 +186,32 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(trained: Trained, ru
     assert result.code == 2 and result.errors.startswith("latentfuse: train") and result.errors.count("\n") == 1
     saved, _ = checkpoint.newest(run / "train" / "checkpoints")
     assert saved is not None and all(torch.isfinite(value).all() for value in saved.weights.values())
+
+
+def test_none_is_saved_while_steps_are_skipped(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is due then follows as soon as one is applied."""
+    losses = iter([1.0, float("inf"), float("inf"), 1.0, 1.0, float("inf")])
+    backward = Runtime.backward
+    monkeypatch.setattr(Runtime, "backward", lambda self, loss: backward(self, loss * next(losses)))
+    settings = ("training.pretrain_steps=6", "tracking.checkpoint_every=3")
+    result = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *settings))
+    assert result.code == 0 and result.out.count("the step is not applied") == 3
+    steps = [path.name for path in checkpoint.steps(tmp_path / "run" / "pretrain" / "checkpoints")]
+    assert steps == ["step-00000004", "step-00000006"]
+
+
+def test_a_copy_of_a_checkpoint_is_neither_taken_nor_dropped(trained: Trained, run: Path) -> None:
+    folder = run / "train" / "checkpoints"
+    copies = [folder / "step-best", folder / "step-00000002-keep"]
+    for copy in copies:
+        shutil.copytree(folder / "step-00000002", copy)
+    settings = ("training.fusion_steps=6", "tracking.checkpoint_every=1", "tracking.keep_checkpoints=2")
+    result = latentfuse("train", *tiny_arguments(run, trained.shards, *settings))
+    assert result.code == 0 and f"resumed from {folder / 'step-00000004'}" in result.out
+    assert all(copy.is_dir() for copy in copies)
+    assert [path.name for path in checkpoint.steps(folder)] == ["step-00000005", "step-00000006"]
 
 
 def test_a_batch_that_does_not_divide_names_what_would_do(trained: Trained, tmp_path: Path) -> None:
