@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from pipeline.bench.flops import per_image
-from pipeline.config import TrackingConfig, divisors, load
-from pipeline.data.shards import OPEN_SHARDS
+from pipeline.cli.bench.flops import per_image
+from pipeline.config.schema import TrackingConfig, divisors, load
+from pipeline.data.shards.format import OPEN_SHARDS
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork

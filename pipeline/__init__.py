@@ -7,7 +7,7 @@ or by importing the module that holds it. Importing this package costs nothing: 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.bundle import load_bundle
+    from pipeline.inference.bundle import load_bundle
 
 __all__ = ["load_bundle"]
 __version__ = "0.1.0"
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load_bundle":
-        from pipeline.bundle import load_bundle
+        from pipeline.inference.bundle import load_bundle
 
         return load_bundle
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,13 @@ import pytest
 from running import Trained, make_trained
 
 multiprocessing.get_context("forkserver").set_forkserver_preload(
-    ["pipeline.cli", "pipeline.workflow", "pipeline.data.writing", "torch.utils.tensorboard", "torchvision.io"]
+    [
+        "pipeline.cli.app",
+        "pipeline.cli.workflow",
+        "pipeline.data.shards.writing",
+        "torch.utils.tensorboard",
+        "torchvision.io",
+    ]
 )
 # A job in the background of a script is started deaf to Ctrl-C, and so would be all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -140,8 +140,8 @@ def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     os.environ |= {"OMP_NUM_THREADS": "1", **variables}
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
-    from pipeline import cli
-    from pipeline.training import setup
+    from pipeline.cli import app as cli
+    from pipeline.training import context as setup
 
     setup.CALIBRATION_IMAGES = 8
     sys.argv = ["latentfuse", *arguments]

@@ -20,12 +20,14 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import cli, workflow
-from pipeline import config as configuration
-from pipeline.config import Config
-from pipeline.data.loader import MicroBatch, micro_batches
-from pipeline.data.writing import write_shards
-from pipeline.training import checkpoint, setup
+from pipeline.cli import app as cli
+from pipeline.cli import workflow
+from pipeline.config import schema as configuration
+from pipeline.config.schema import Config
+from pipeline.data.loading.loader import MicroBatch, micro_batches
+from pipeline.data.shards.writing import write_shards
+from pipeline.training import checkpoint
+from pipeline.training import context as setup
 from pipeline.training.runtime import Runtime
 
 torch.set_num_threads(1)  # networks this small only lose by more

@@ -16,7 +16,8 @@ from torch.distributed import _compute_bucket_assignment_by_size
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.data import packing, shards
+from pipeline.data.shards import format as shards
+from pipeline.data.shards import packing
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.discriminator import Discriminator
 from pipeline.training import checkpoint

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 
 BLOCK = 2**20
 PATIENCE = 300

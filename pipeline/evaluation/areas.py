@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import landmarks, regions
 from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.statistics import Rows
+from pipeline.inference import landmarks
+from pipeline.models import regions
 
 
 def region_effect(changed: Tensor, base: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:

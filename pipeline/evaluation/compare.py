@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.evaluation.output import PER_IMAGE, read_rows
 from pipeline.evaluation.sections import OF_FACES, STATISTICS
 from pipeline.evaluation.statistics import Rows, draws, interval, plain, value

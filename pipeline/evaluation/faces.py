@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.bundle import Bundle
-from pipeline.data.loader import FaceImages
+from pipeline.data.loading.loader import FaceImages
+from pipeline.inference.bundle import Bundle
 
 
 class Faces:

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from pipeline import images, pictures
-from pipeline.config import LAYERS, DataConfig, PerceptualConfig
-from pipeline.evaluation.distances import named
+from pipeline.config.schema import LAYERS, DataConfig, PerceptualConfig
+from pipeline.data import images
+from pipeline.inference import pictures
+from pipeline.measures.distances import named
 from pipeline.models.perceptual import PerceptualNetwork
 
 STRONGEST = 7

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from pipeline import fuse, pictures
-from pipeline.bundle import Bundle
-from pipeline.config import LAYERS
-from pipeline.data.loader import FaceImages
-from pipeline.evaluation.path import STEPS
+from pipeline.config.schema import LAYERS
+from pipeline.data.loading.loader import FaceImages
+from pipeline.inference import fuse, pictures
+from pipeline.inference.bundle import Bundle
+from pipeline.measures.path import STEPS
 
 SHOWN = 8
 

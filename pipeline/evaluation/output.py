@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from pipeline import files
-from pipeline.errors import UserError
+from pipeline.common import files
+from pipeline.common.errors import UserError
 from pipeline.evaluation.statistics import Rows
 
 METRICS, PER_IMAGE, TABLE = "metrics.json", "per_image.json", "metrics.md"

@@ -11,14 +11,14 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 
-from pipeline import losses
-from pipeline.config import LAYERS
-from pipeline.evaluation.distances import Point, named, perceptual_point
+from pipeline.common.progress import progress
+from pipeline.config.schema import LAYERS
 from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.realism import Eye
 from pipeline.evaluation.statistics import Rows
+from pipeline.measures.distances import Point, named, perceptual_point
+from pipeline.models import losses
 from pipeline.models.perceptual import PerceptualNetwork
-from pipeline.progress import progress
 
 DATA_RANGE = 2.0
 """Images are in [-1, 1]."""

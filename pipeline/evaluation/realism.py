@@ -11,11 +11,11 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
 
-from pipeline import images as pixels
-from pipeline import losses
-from pipeline.config import LAYERS
-from pipeline.evaluation.distances import named
+from pipeline.config.schema import LAYERS
+from pipeline.data import images as pixels
 from pipeline.evaluation.statistics import plain
+from pipeline.measures.distances import named
+from pipeline.models import losses
 from pipeline.models.perceptual import PerceptualNetwork
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"

@@ -9,14 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pipeline
-from pipeline import regions
-from pipeline.bundle import Bundle
-from pipeline.config import LAYERS
-from pipeline.data.loader import FaceImages
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.common.memory import keep_freed_memory
+from pipeline.common.progress import progress
+from pipeline.config.schema import LAYERS
+from pipeline.data.loading.loader import FaceImages
 from pipeline.evaluation import sections
-from pipeline.evaluation.distances import named
-from pipeline.evaluation.effects import dead_elements
 from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.factors import factor_table, factors
 from pipeline.evaluation.figures import figures
@@ -27,9 +25,11 @@ from pipeline.evaluation.realism import Eye, eye, realism
 from pipeline.evaluation.shapley import MOST_ELEMENTS
 from pipeline.evaluation.statistics import Rows, summarised
 from pipeline.evaluation.table import as_table
-from pipeline.memory import keep_freed_memory
+from pipeline.inference.bundle import Bundle
+from pipeline.measures.distances import named
+from pipeline.measures.effects import dead_elements
+from pipeline.models import regions
 from pipeline.models.perceptual import PerceptualNetwork
-from pipeline.progress import progress
 
 __all__ = ["as_table", "evaluate"]
 

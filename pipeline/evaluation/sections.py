@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from pipeline.bundle import Bundle
-from pipeline.evaluation import areas, effects, path, shapley
-from pipeline.evaluation.distances import Point, perceptual_point, pixel_point
+from pipeline.common.progress import progress
+from pipeline.evaluation import areas, shapley
 from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.pose import pose_statistics
 from pipeline.evaluation.statistics import Rows, Statistic, as_means
+from pipeline.inference.bundle import Bundle
+from pipeline.measures import effects, path
+from pipeline.measures.distances import Point, perceptual_point, pixel_point
 from pipeline.models.perceptual import PerceptualNetwork
-from pipeline.progress import progress
 
 STATISTICS: dict[str, Statistic] = {
     "reconstruction": as_means,

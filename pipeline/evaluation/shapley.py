@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.distances import represented, represented_distances
-from pipeline.evaluation.mixing import fused_at
 from pipeline.evaluation.statistics import Rows
+from pipeline.measures.distances import represented, represented_distances
+from pipeline.measures.mixing import fused_at
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import PerceptualNetwork
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import latents, losses
-from pipeline.config import STYLE_LAYERS, ModelConfig
-from pipeline.models import blocks
+from pipeline.config.schema import STYLE_LAYERS, ModelConfig
+from pipeline.models import blocks, latents, losses
 
 STYLES = len(STYLE_LAYERS)
 """Elements, from 1, that are style where the structure is `pyramid`."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config import Blocks, Norm
+from pipeline.config.schema import Blocks, Norm
 
 BLOCKS = 5
 """Every network halves or doubles the resolution five times."""

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipeline import losses
-from pipeline.config import ModelConfig, PenaltyConfig
-from pipeline.models import blocks
+from pipeline.config.schema import ModelConfig, PenaltyConfig
+from pipeline.models import blocks, losses
 
 
 class DiscriminatorOutput(NamedTuple):

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, vgg
 
-from pipeline import files
-from pipeline.config import LAYERS, Arch, PerceptualConfig
-from pipeline.errors import UserError
+from pipeline.common import files
+from pipeline.common.errors import UserError
+from pipeline.config.schema import LAYERS, Arch, PerceptualConfig
 
 STACKS = {"vgg16": "D", "vgg19": "E"}
 """torchvision's letters for the convolutional part."""

@@ -8,22 +8,23 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline import latents, losses, pictures
-from pipeline.config import LAYERS, STYLE_LAYERS
-from pipeline.data.loader import MicroBatch
-from pipeline.data.order import Stream, generator
-from pipeline.errors import UserError
-from pipeline.evaluation.distances import perceptual_point, represented, represented_distances
-from pipeline.evaluation.effects import effect_matrix
+from pipeline.common.errors import UserError
+from pipeline.config.schema import LAYERS, STYLE_LAYERS
+from pipeline.data.loading.loader import MicroBatch
+from pipeline.data.loading.order import Stream, generator
+from pipeline.inference import pictures
+from pipeline.measures.distances import perceptual_point, represented, represented_distances
+from pipeline.measures.effects import effect_matrix
+from pipeline.models import latents, losses
 from pipeline.models.autoencoder import FusionAutoencoder, FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
-from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.context import Setup
+from pipeline.training.ema import MovingAverage, calibrate_batch_norm
 from pipeline.training.loop import Sums, read_alike, restore
-from pipeline.training.setup import Setup
 
 SHOWN_PAIRS, STRIP = 4, 6
 """Held-out pairs in the fusion strip, and images from A to B in each."""

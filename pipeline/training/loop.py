@@ -11,15 +11,15 @@ from accelerate.optimizer import AcceleratedOptimizer
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from pipeline import files
-from pipeline.config import Config, dump, validate
-from pipeline.data.loader import MicroBatch
-from pipeline.errors import Interrupted, StoppedElsewhere, UserError
-from pipeline.signals import Deferred
+from pipeline.common import files
+from pipeline.common.errors import Interrupted, StoppedElsewhere, UserError
+from pipeline.common.signals import Deferred
+from pipeline.config.schema import Config, dump, validate
+from pipeline.data.loading.loader import MicroBatch
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.context import Setup
 from pipeline.training.ranks import Ranks
-from pipeline.training.setup import Setup
 from pipeline.training.tracking import Tracker
 from pipeline.training.writer import Writer, on_host
 

@@ -4,12 +4,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from pipeline import losses, pictures
-from pipeline.data.loader import MicroBatch
+from pipeline.data.loading.loader import MicroBatch
+from pipeline.inference import pictures
+from pipeline.models import losses
 from pipeline.models.autoencoder import FusionAutoencoder
-from pipeline.training.averaging import MovingAverage, calibrate_batch_norm
+from pipeline.training.context import Setup
+from pipeline.training.ema import MovingAverage, calibrate_batch_norm
 from pipeline.training.loop import Sums
-from pipeline.training.setup import Setup
 
 SHOWN = 8
 """Held-out faces in the picture of reconstructions."""

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from pipeline import signals
-from pipeline.errors import Interrupted, LostRank, StoppedElsewhere, UserError
-from pipeline.training.watch import Watch
+from pipeline.common import signals
+from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
+from pipeline.training.heartbeat import Watch
 
 PATIENCE = timedelta(days=1)
 """The main rank may shard a data set while the others wait; whether it lives is the watch's business."""

@@ -17,12 +17,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from pipeline import signals
-from pipeline.config import OptimizerConfig, SpeedConfig, TrainingConfig
-from pipeline.data.loader import MicroBatch
-from pipeline.errors import UserError
-from pipeline.images import normalise
-from pipeline.memory import keep_freed_memory
+from pipeline.common import signals
+from pipeline.common.errors import UserError
+from pipeline.common.memory import keep_freed_memory
+from pipeline.config.schema import OptimizerConfig, SpeedConfig, TrainingConfig
+from pipeline.data.images import normalise
+from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.ranks import Ranks
 
 MIN_LOSS_SCALE = 1e-4

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from pipeline import files
-from pipeline.errors import Interrupted, UserError
+from pipeline.common import files
+from pipeline.common.errors import Interrupted, UserError
 
 
 class Status(AbstractContextManager["Status"]):

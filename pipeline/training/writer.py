@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.training.ranks import Ranks
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from making import COUNT, jpeg
 
-from pipeline.data.writing import write_shards
+from pipeline.data.shards.writing import write_shards
 
 
 @pytest.fixture(scope="module")

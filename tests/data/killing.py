@@ -6,8 +6,8 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from pipeline.data.parts import Part
-from pipeline.data.writing import write_shards
+from pipeline.data.shards.array_jobs import Part
+from pipeline.data.shards.writing import write_shards
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir"}
 OPTIONS = {"split": "0.3", "samples_per_shard": 2}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from running import latentfuse
 
+from pipeline.common.files import sha256
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.output import PER_IMAGE, read_rows, rows_as_json
-from pipeline.files import sha256
 
 
 def changed(evaluated: Path, folder: Path, key: str | None = None, shift: float = 0) -> Path:

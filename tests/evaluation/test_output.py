@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from running import listing
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.common.files import sha256
 from pipeline.evaluation import output
-from pipeline.files import sha256
 
 FILES = {"metrics.json", "per_image.json", "metrics.md", "a.png", "b.png"}
 

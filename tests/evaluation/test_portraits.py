@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.evaluation import portraits
-from pipeline.evaluation.distances import pixel_point
+from pipeline.measures.distances import pixel_point
 
 
 def stripes(columns: list[int]) -> torch.Tensor:

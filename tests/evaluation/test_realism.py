@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import PerceptualConfig
+from pipeline.config.schema import PerceptualConfig
 from pipeline.evaluation.realism import eye, frechet, kernel, realism
 from pipeline.models.perceptual import PerceptualNetwork
 

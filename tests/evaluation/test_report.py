@@ -12,7 +12,7 @@ from running import Trained, file_size_limit, latentfuse, listing, make_photogra
 from safetensors.torch import load_file, save_file
 
 import pipeline
-from pipeline.data.writing import write_shards
+from pipeline.data.shards.writing import write_shards
 
 FIGURES = {"reconstruction", "strips", "elements", "effects"}
 FILES = {"metrics.json", "per_image.json", "metrics.md", *(f"{name}.png" for name in FIGURES)}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline import latents
-from pipeline.evaluation.distances import layer_distances
 from pipeline.evaluation.shapley import corner_distances, shapley_statistics, shapley_values
+from pipeline.measures.distances import layer_distances
+from pipeline.models import latents
 
 
 def coalitions(players: int) -> Tensor:

@@ -22,9 +22,10 @@ from running import (
     tiny_arguments,
 )
 
-from pipeline import images, load_bundle
-from pipeline.data.shards import ShardReader
-from pipeline.errors import UserError
+from pipeline import load_bundle
+from pipeline.common.errors import UserError
+from pipeline.data import images
+from pipeline.data.shards.format import ShardReader
 from pipeline.training import checkpoint
 
 ORIENTATION = 0x0112

@@ -10,8 +10,8 @@ import pytest
 from forking import start_ranks
 from running import Trained, finish, latentfuse, make_shards, scalars, start, tiny_arguments
 
-from pipeline.data.order import Order
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.data.loading.order import Order
 from pipeline.training import checkpoint
 
 GLOBAL = ("training.global_batch_size=8", "training.micro_batch_size=2", "training.fusion_steps=3")

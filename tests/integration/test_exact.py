@@ -26,8 +26,8 @@ RELATIVE = (1e-12, 1e-9)
 def in_float64_and_told() -> None:
     """Everything in float64; the gradients before every optimizer step, and the weights after it, go to a file."""
     from pipeline.training import loop
+    from pipeline.training.context import Setup
     from pipeline.training.runtime import Runtime
-    from pipeline.training.setup import Setup
 
     narrow()
     torch.set_default_dtype(torch.float64)

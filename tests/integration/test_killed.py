@@ -12,7 +12,7 @@ import torch
 from forking import Started, narrow, narrow_and_scaled, random_moments, start_command, start_ranks
 from running import Trained, assert_equal_bits, tiny_arguments
 
-from pipeline import files
+from pipeline.common import files
 from pipeline.training import checkpoint
 
 RUN = (

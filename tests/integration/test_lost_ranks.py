@@ -14,8 +14,9 @@ import torch
 from forking import Started, children, narrow, start_ranks
 from running import ENDLESS_JOB, Trained, tiny_arguments
 
-from pipeline.data.shards import ShardReader
-from pipeline.training import checkpoint, watch
+from pipeline.data.shards.format import ShardReader
+from pipeline.training import checkpoint
+from pipeline.training import heartbeat as watch
 from pipeline.training.runtime import Runtime
 
 

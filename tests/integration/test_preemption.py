@@ -210,7 +210,7 @@ def slow_to_evaluate() -> None:
 def slow_to_decode() -> None:
     """On the main rank: the others have theirs already, and wait."""
     narrow()
-    from pipeline.data import cache
+    from pipeline.data.loading import cache
 
     def slow(*_: Any) -> None:
         if os.environ["RANK"] == "0":

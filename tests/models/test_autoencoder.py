@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config import ModelConfig
+from pipeline.config.schema import ModelConfig
 from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, bands, rolled, spread
 from pipeline.models.blocks import Refinement
 

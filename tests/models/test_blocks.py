@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import Norm
+from pipeline.config.schema import Norm
 from pipeline.models import blocks
 
 

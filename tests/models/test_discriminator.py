@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig, Norm, PenaltyConfig
+from pipeline.config.schema import ModelConfig, Norm, PenaltyConfig
 from pipeline.models.discriminator import Discriminator
 
 Points = Literal["interpolate", "endpoints"]

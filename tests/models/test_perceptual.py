@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models import vgg
 
-from pipeline.config import LAYERS, PerceptualConfig
-from pipeline.errors import UserError
-from pipeline.images import decode, fit, normalise
+from pipeline.common.errors import UserError
+from pipeline.config.schema import LAYERS, PerceptualConfig
+from pipeline.data.images import decode, fit, normalise
 from pipeline.models import perceptual
 from pipeline.models.perceptual import OXFORD_RMS, PerceptualNetwork
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from running import file_size_limit, listing
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.training import checkpoint
 
 FILES = ("model.safetensors", "optimizers.pt", "state.json", "manifest.json")

@@ -17,7 +17,7 @@ import torch
 from running import Trained, file_size_limit, latentfuse, listing, tiny_arguments
 from safetensors import SafetensorError
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.training import checkpoint
 
 

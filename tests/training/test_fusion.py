@@ -9,8 +9,8 @@ import torch
 from running import Trained, batch_of, new_setup, tiny_config
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.losses import structural_similarity
+from pipeline.common.errors import UserError
+from pipeline.models.losses import structural_similarity
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 

@@ -12,11 +12,11 @@ from running import REPOSITORY, new_runtime
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from pipeline import config as configuration
-from pipeline.bench.step import random_batch
+from pipeline.cli.bench.step import random_batch
+from pipeline.config import schema as configuration
+from pipeline.training.context import Setup
 from pipeline.training.fusion import FusionStage
 from pipeline.training.runtime import Runtime
-from pipeline.training.setup import Setup
 
 GPU = torch.device("cuda", 0)
 SMALL = (

@@ -7,8 +7,8 @@ import pytest
 import torch
 from running import Trained, batch_of, new_setup, tiny_config
 
-from pipeline.losses import structural_similarity
 from pipeline.models.autoencoder import FusionAutoencoder
+from pipeline.models.losses import structural_similarity
 from pipeline.training.pretrain import PretrainStage
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import Interrupted, UserError
+from pipeline.common.errors import Interrupted, UserError
 from pipeline.training.ranks import Ranks
 
 

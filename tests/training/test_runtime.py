@@ -8,9 +8,9 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from pipeline.config import OptimizerConfig, TrainingConfig
-from pipeline.data.loader import MicroBatch
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.config.schema import OptimizerConfig, TrainingConfig
+from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.runtime import Runtime, check_device, unsupported_gpu
 
 

@@ -14,7 +14,7 @@ from running import Trained, assert_equal_bits, batch_of, latentfuse, new_setup,
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.config import ModelConfig, OptimizerConfig, PenaltyConfig
+from pipeline.config.schema import ModelConfig, OptimizerConfig, PenaltyConfig
 from pipeline.models.discriminator import Discriminator
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from running import make_shards, new_runtime
 
-from pipeline import config as configuration
-from pipeline import workflow
-from pipeline.data.loader import MicroBatch
+from pipeline.cli import workflow
+from pipeline.config import schema as configuration
+from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
 
 MOST_SECONDS = 5.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from running import file_size_limit
 
-from pipeline.errors import Interrupted, LostRank, UserError
+from pipeline.common.errors import Interrupted, LostRank, UserError
 from pipeline.training.status import Status
 
 ENDS: dict[str, tuple[BaseException | None, str, int]] = {

@@ -12,8 +12,8 @@ from PIL import Image
 from running import file_size_limit, scalars
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.config import TrainingConfig
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
+from pipeline.config.schema import TrainingConfig
 from pipeline.training.runtime import Runtime
 from pipeline.training.tracking import Tracker
 

@@ -1,0 +1,67 @@
+"""What this machine gives, beside its limit."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.exit_codes import importing
+from pipeline.cli.options import AsJson, ConfigFile, Overrides, Workers, configuration
+from pipeline.common.files import write_json
+
+
+def step(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to time, after two that do not count.")] = 5,
+    literal: Annotated[bool, typer.Option("--literal", help="Beside METHOD's step coded as it reads.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Losses and gradients against float64.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Name the ten heaviest operations.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write besides.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time training steps on random images, beside the machine's own matrix rate."""
+    resolved = configuration(config, overrides)
+    with importing():
+        from pipeline.cli.bench import step as training
+
+    report = training.measure(resolved, steps, literal=literal, check=check, profile=profile)
+    if report is None:
+        return
+    if out is not None:
+        write_json(out, report.as_dict())
+    print(json.dumps(report.as_dict(), indent=2) if as_json else training.as_text(report))
+
+
+def loader(
+    shards: Annotated[Path, typer.Argument(help="Split folder, as OUT/train.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    images: Annotated[int, typer.Option(min=1, help="Images to read in each of five rounds.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Time the loader and data.cache beside the bare decoder and plain webdataset."""
+    resolved = configuration(config, overrides)
+    with importing():
+        from pipeline.cli.bench import loading
+
+    report = loading.measure(shards, resolved.data, images)
+    print(json.dumps(report.as_dict(), indent=2) if as_json else loading.as_text(report))
+
+
+def shard(
+    source: Annotated[Path, typer.Argument(help="As of `latentfuse shard`; only read.")],
+    images: Annotated[int, typer.Option(min=2, help="How many to shard: the first by key.")] = 15_000,
+    workers: Workers = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder on the disk to write to; default: the system's temporary folder.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time sharding, with and without validation, beside the bare decoder and tar; files are in the page cache."""
+    with importing():
+        from pipeline.cli.bench import sharding
+
+    report = sharding.measure(source, images, workers, folder)
+    print(json.dumps(report.as_dict(), indent=2) if as_json else sharding.as_text(report))

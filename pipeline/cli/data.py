@@ -1,0 +1,136 @@
+"""From photographs to shards."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.exit_codes import importing
+from pipeline.cli.options import AsJson, Workers
+from pipeline.common.errors import UserError
+
+INDEXING = {"source", "workers", "max_rejected", "index_only", "as_json"}
+"""What `shard --index-only` heeds."""
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to fill, in CelebA's layout.")],
+    count: Annotated[int, typer.Option(min=1, help="Faces to paint.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    workers: Workers = None,
+) -> None:
+    """Paint faces with known factors, in CelebA's layout."""
+    with importing():
+        from pipeline.common.processes import default_workers
+        from pipeline.data.synth.faces import write_faces
+
+    write_faces(out, count, seed=seed, workers=workers or default_workers())
+    print(f"{count} faces in {out}")
+
+
+def shard(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG or PNG.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder for train/ and test/.")] = None,
+    split: Annotated[str, typer.Option(help="paper (last 2,599 are test), official, or the test fraction.")] = "paper",
+    samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
+    image_size: Annotated[
+        int | None, typer.Option(min=16, help="Crop, resize to this side and re-encode; default: bytes as they are.")
+    ] = None,
+    crop: Annotated[int | None, typer.Option(min=16, help="Centre crop before resizing; default: the largest.")] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help="JPEG quality with --image-size; default: 90.")
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option("--validate/--no-validate", help="Decode every image once; without, read headers only.")
+    ] = True,
+    workers: Workers = None,
+    max_rejected: Annotated[int, typer.Option(min=0, help="Unusable pictures to tolerate.")] = 0,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Write this share of the shards only; --finish comes last.")
+    ] = None,
+    finish: Annotated[bool, typer.Option("--finish", help="Complete what all parts have written.")] = False,
+    index_only: Annotated[bool, typer.Option("--index-only", help="SOURCE holds WebDataset tars: index them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write photographs as WebDataset shards; run again to continue."""
+    if part is not None and finish:
+        raise UserError(f"--part {part} and --finish: run every part first, then --finish alone")
+    if index_only:
+        with importing():
+            from pipeline.data.shards.indexing import index_tars
+
+        for parameter in context.command.params:
+            name = str(parameter.name)
+            if name not in INDEXING and context.params[name] != parameter.default:
+                what = out if name == "out" else f"--{'no-' if name == 'validate' else ''}{name.replace('_', '-')}"
+                raise UserError(f"--index-only {source}: decodes tars and indexes them as they are; leave out {what}")
+        indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
+        print(json.dumps(indexed.as_dict(), indent=2) if as_json else f"{indexed.samples} images indexed in {source}")
+        return
+    if out is None:
+        raise UserError("shard: name the folder to write to: latentfuse shard SOURCE OUT")
+    with importing():
+        from pipeline.data.shards.array_jobs import Part
+        from pipeline.data.shards.writing import write_shards
+
+    summary = write_shards(
+        source, out, split=split, samples_per_shard=samples_per_shard, image_size=image_size, crop=crop,
+        quality=quality, validate=validate, workers=workers, max_rejected=max_rejected,
+        part=None if part is None else Part.parse(part), finish=finish,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=2))
+        return
+    which = f"part {part} of " if part else ""
+    for name, made in summary.splits.items():
+        print(f"{which}{name}: {made.samples} images in {made.shards} shards ({made.written} new) in {made.folder}")
+    for rejected in summary.rejected:
+        print(f"rejected {rejected.file}: {rejected.reason}")
+
+
+def verify(
+    shards: Annotated[list[Path], typer.Argument(help="Split folders, as OUT/train OUT/test.")],
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check every byte of shards; names the shard and key of each damage."""
+    with importing():
+        from pipeline.data.shards.verifying import verify as check
+
+    reports = {str(folder): check(folder, workers=workers) for folder in shards}
+    if as_json:
+        print(json.dumps({folder: report.as_dict() for folder, report in reports.items()}, indent=2))
+    for folder, report in reports.items():
+        for problem in report.problems:
+            print(f"{folder}: {problem}", file=sys.stderr)
+        if not as_json:
+            print(f"{folder}: {report.samples} images, {'damaged' if report.problems else 'intact'}")
+    damaged = [folder for folder, report in reports.items() if report.problems]
+    if damaged:
+        kinds = {report.kind for report in reports.values() if report.problems}
+        advice = {
+            "written": "delete the shards named and run `shard` again (of a copy: run `stage` again)",
+            "indexed": "get tars that others wrote from where they came, then run `shard --index-only` again",
+        }
+        raise UserError(f"damaged: {', '.join(damaged)}; {'; '.join(advice[kind] for kind in sorted(kinds))}")
+
+
+def stage(
+    source: Annotated[str, typer.Argument(help="Shards: a folder, http://, https://, s3://, or pipe:COMMAND with {}.")],
+    destination: Annotated[Path, typer.Argument(help="Folder on this node's own disk.")],
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy shards to this node's disk, every file checked against its SHA-256; run again to continue."""
+    with importing():
+        from pipeline.data.shards.staging import stage as copy
+
+    summary = copy(source, destination, workers=workers)
+    if as_json:
+        print(json.dumps(summary.as_dict(), indent=2))
+        return
+    for split in summary.splits:
+        print(f"{split.folder}: {split.samples} images in {split.shards} shards ({split.copied} new), intact")

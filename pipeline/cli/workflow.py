@@ -1,0 +1,225 @@
+"""The stages as a user runs them, and all of them in a row. They hand on to each other through files only."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Resampling
+
+from pipeline.common.errors import LostRank, UserError
+from pipeline.config.schema import Config
+from pipeline.data.loading import cache
+from pipeline.data.loading.loader import FaceImages
+from pipeline.data.loading.streaming import StreamedFaces
+from pipeline.data.shards.format import PLAN, load_manifest
+from pipeline.evaluation.report import VERSION, as_table, evaluate
+from pipeline.inference import bundle as bundles
+from pipeline.inference import fuse
+from pipeline.training import checkpoint, loop
+from pipeline.training.context import Setup
+from pipeline.training.fusion import FusionStage
+from pipeline.training.heartbeat import leave
+from pipeline.training.pretrain import PretrainStage
+from pipeline.training.runtime import Runtime, slow_precision
+from pipeline.training.status import Status
+
+STRIPS, SHOWN_SIDE = 4, 128
+"""Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
+PAINTED = "synth"
+"""The value of `data.source` that stands for painted faces."""
+
+
+def pretrain(config: Config) -> None:
+    """Pre-train E and G, or go on with it."""
+    with _job(config) as runtime:
+        _pretrain(config, runtime)
+        runtime.ranks.agree()  # a signal since the last step is for what follows this command
+
+
+def train(config: Config, pretrained: Path | None) -> None:
+    """Train the fusion, or go on with it, from a checkpoint of pre-training (None: this run's own)."""
+    with _job(config) as runtime:
+        _train(config, runtime, pretrained)
+
+
+def run(config: Config) -> None:
+    """Every stage in a row; what is done is skipped. Ends with the paths of what it made.
+
+    Raises:
+        UserError: if a stage cannot go on.
+    """
+    with _job(config) as runtime:
+        runtime.ranks.on_main(lambda: _at_once(_prepare_data, config, runtime))
+        _pretrain(config, runtime)
+        runtime.free_memory()
+        _train(config, runtime, None)
+        runtime.ranks.on_main(lambda: _at_once(_finish, config, runtime))
+
+
+@contextmanager
+def _job(config: Config) -> Iterator[Runtime]:
+    """One process of a job: it meets the other ranks, and the main one holds the run folder and tells its status."""
+    runtime = Runtime(config.training, config.speed)
+    if slow := slow_precision(runtime.device.type, runtime.precision):
+        runtime.say(slow)
+    status = Status(config.run_dir / "status.json")
+
+    def lost(reason: str) -> None:
+        if runtime.ranks.is_main:
+            status.write("failed", LostRank.exit_code, reason)
+        leave(f"lost another rank: {reason}; the newest checkpoint is whole, the same command resumes")
+
+    with ExitStack() as stack:
+        stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
+        runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
+        with runtime.ranks.losses_named():  # before the status is told
+            try:
+                yield runtime
+            except torch.OutOfMemoryError:
+                size = config.training.micro_batch_size
+                raise UserError(f"training.micro_batch_size: {size} needs more GPU memory than there is") from None
+            except RuntimeError as error:
+                if "DefaultCPUAllocator" in str(error):
+                    raise UserError(
+                        "training.micro_batch_size, model, data.image_size: more memory than there is"
+                    ) from None
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise LostRank(
+                    "a loader worker was killed, often for want of memory (fewer data.workers need less); "
+                    "the newest checkpoint is whole, the same command resumes"
+                ) from None
+    runtime.close()
+
+
+def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:
+    stack.enter_context(checkpoint.claimed(run_dir))
+    stack.enter_context(status)
+
+
+def _at_once(work: Callable[[Config, Runtime], None], config: Config, runtime: Runtime) -> None:
+    """Work that a signal may end where it stands: it writes whole files or none, and goes on when run again."""
+    with runtime.ranks.signals.at_once():
+        work(config, runtime)
+
+
+def _pretrain(config: Config, runtime: Runtime) -> None:
+    setup = _setup(config, runtime)
+    loop.run(PretrainStage(setup), setup)
+
+
+def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
+    setup = _setup(config, runtime)
+    loop.run(FusionStage(setup, pretrained or loop.checkpoint_folder(config, "pretrain").parent), setup)
+
+
+def _setup(config: Config, runtime: Runtime) -> Setup:
+    train, held_out = runtime.ranks.together(lambda: _open_shards(config))
+    expected = runtime.ranks.on_main(lambda: train.content_hash)
+    runtime.ranks.together(lambda: _check_same_data(train, expected))
+    if isinstance(train, FaceImages) and config.data.cache != "none":
+        runtime.ranks.together(lambda: _at_once(partial(_hold, train), config, runtime))
+    torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
+    return Setup(config, runtime, train, held_out)
+
+
+def _check_same_data(train: FaceImages | StreamedFaces, expected: str) -> None:
+    if train.content_hash != expected:
+        raise UserError(f"{train.name}: other training data than rank 0 has there; bring this node's up to date")
+
+
+def _hold(train: FaceImages, config: Config, runtime: Runtime) -> None:
+    assert config.data.cache != "none", "the caller asks"
+    cache.hold(train, config.data.cache, config.cache_dir, runtime.device)
+
+
+def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages]:
+    if config.data.stream is not None:
+        test = config.shards_dir / "test"
+        if not test.exists():
+            raise UserError(f"{test}: no such folder; with data.stream, too, held-out images are read from there")
+        held_out = FaceImages(test, config.data)
+        if len(held_out) < 2:
+            raise UserError(f"{held_out.name}: {len(held_out)} image; pairs are shown, which needs at least 2")
+        return StreamedFaces(config.data.stream, config.data, config.seed), held_out
+    train = FaceImages(config.shards_dir / "train", config.data)
+    held_out = FaceImages(_held_out(config), config.data)
+    if len(train) < 2:
+        raise UserError(f"{train.name}: {len(train)} image; training fuses pairs and needs at least 2")
+    return train, held_out
+
+
+def _held_out(config: Config) -> Path:
+    """The split that is shown and measured: `test`, or `train` where `test` does not hold a pair."""
+    test, train = config.shards_dir / "test", config.shards_dir / "train"
+    return test if test.exists() and load_manifest(test).samples >= 2 else train
+
+
+def _prepare_data(config: Config, runtime: Runtime) -> None:
+    folder = config.shards_dir
+    if config.data.stream is not None:
+        return
+    if config.data.source is None:
+        load_manifest(folder / "train")  # says what to do if it is not there
+        return
+    source = Path(config.data.source)
+    from pipeline.data.shards.writing import write_shards
+
+    if config.data.source == PAINTED:
+        from pipeline.common.processes import default_workers
+        from pipeline.data.synth.faces import write_faces
+
+        source = config.run_dir / "faces"
+        painted = _read_json(source / "synth.json").get("count", config.data.synth_count)
+        if painted != config.data.synth_count and (folder / PLAN).exists():  # before more are painted
+            raise UserError(
+                f"data.synth_count: {config.data.synth_count} now, but {painted} were painted and sharded in "
+                f"{config.run_dir}; change it back or set another run_dir"
+            )
+        write_faces(source, config.data.synth_count, seed=config.seed, workers=default_workers())
+    written = write_shards(source, folder, split=config.data.split, max_rejected=config.data.max_rejected)
+    print(f"shard: {written.samples} images in {folder}, {written.written} shards new", flush=True)
+
+
+def _finish(config: Config, runtime: Runtime) -> None:
+    """Export, evaluate, fuse; prints what was made."""
+    made = {
+        "bundle": config.run_dir / "bundle",
+        "evaluation": config.run_dir / "evaluation",
+        "strip": config.run_dir / "strip.png",
+        "TensorBoard": config.run_dir / "tensorboard",
+    }
+    found = checkpoint.find(loop.checkpoint_folder(config, "train"))
+    if _trained(made["bundle"]) != bundles.provenance(found):
+        bundles.export_bundle(found, made["bundle"])
+        print(f"export: {made['bundle']}", flush=True)
+    bundle = bundles.load_bundle(made["bundle"], runtime.device)
+    data = bundle.config.data.model_copy(update={"max_bad_samples": config.data.max_bad_samples})
+    bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation, "data": data})  # as asked for now
+    images = FaceImages(_held_out(config), config.data)
+    metrics = _read_json(made["evaluation"] / "metrics.json")
+    told = tuple(metrics.get(key) for key in ("version", "bundle", "shards", "asked"))
+    if told != (VERSION, bundle.trained, images.content_hash, config.evaluation.model_dump(mode="json")):
+        metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
+    print(as_table(metrics), flush=True)
+    shown = images.first(2 * STRIPS).to(runtime.device).split(1)
+    strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
+    enlarged = max(1, SHOWN_SIDE // bundle.image_size)
+    fuse.save(strips.resize((strips.width * enlarged, strips.height * enlarged), Resampling.NEAREST), made["strip"])
+    print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
+
+
+def _trained(folder: Path) -> Any:
+    return _read_json(folder / "config.json").get("trained")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""The typed configuration, what `--set` does to it, and its messages."""

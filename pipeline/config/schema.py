@@ -1,0 +1,349 @@
+"""The typed configuration: YAML, then `--set a.b=c`, validated once. No torch here.
+
+Every section refuses unknown keys. The docstring under a field is its documentation.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.common.errors import UserError
+from pipeline.config import overrides
+from pipeline.config.messages import describe, divisors
+
+LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
+"""The tapped layers of the perceptual network, METHOD (4) and (5)."""
+STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Norm = Literal["batch", "layer", "none"]
+Blocks = Literal["plain", "residual"]
+Arch = Literal["vgg19", "vgg16"]
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    source: str | None = None
+    """What `run` shards: `synth` for painted faces, or img_align_celeba.zip, its folder, or any folder of images."""
+    synth_count: Positive = 2000
+    """Number of faces painted when `source` is `synth`."""
+    split: Annotated[str, BeforeValidator(_number_as_text)] = "paper"
+    """How `run` splits `source`: `paper`, `official`, or the fraction that becomes the test split."""
+    max_rejected: Annotated[int, Field(ge=0)] = 0
+    """Unreadable pictures that `run` tolerates in `source`."""
+    shards: Path | None = None
+    """Folder with `train/` and `test/`; null: `shards` inside `run_dir`."""
+    image_size: Positive = 128
+    """Side of the square images in pixels: a power of two, 32 or more."""
+    crop: Positive | None = None
+    """Side in pixels of the centre crop before resizing; null: the largest square (178 for CelebA)."""
+    horizontal_flip: bool = True
+    """Mirror every training image with probability 1/2."""
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes per rank; 0 decodes in the training process."""
+    cache: Literal["none", "disk", "device"] = "none"
+    """Decode every training image once and keep the pixels: `disk` in a file that all ranks of a node map, `device`
+    in the memory of each GPU, from that file if there is one. The same training, sooner; see docs/data.md for sizes."""
+    cache_dir: Path | None = None
+    """Folder of the file; a node's own disk is best. null: `cache` inside `run_dir`."""
+    max_bad_samples: Annotated[int, Field(ge=0)] = 0
+    """Photographs in the shards that each rank may find unreadable, and replace by the next one, before it stops."""
+    stream: str | None = None
+    """Tars to train from in sequence, as `pipe:`, `s3://` or `http://` URLs with {000..199}; not exactly resumable."""
+
+    @model_validator(mode="after")
+    def _power_of_two(self) -> "DataConfig":
+        if not 32 <= self.image_size <= 4096 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size: {self.image_size} is not a power of two from 32 to 4096; try 64, 128 or 256")
+        if self.stream is not None and self.source is not None:
+            raise ValueError("stream: trains from tars as they are; leave out data.source, or shard it first")
+        if self.stream is not None and self.cache != "none":
+            raise ValueError(f"cache: {self.cache} needs shards at hand; set none, or stage instead of data.stream")
+        return self
+
+
+class ModelConfig(Section):
+    base_channels: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Channels of the first block; the latent has 16 times as many."""
+    kernel_size: Literal[4, 5] = 4
+    """Kernel of every convolution."""
+    elements: Positive = 5
+    """Number N of latent elements."""
+    blocks: Blocks = "plain"
+    """Of E and G. `plain` is the paper's; `residual` adds a shortcut without parameters past each block."""
+    norm: Norm = "batch"
+    """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
+    structure: Literal["channels", "bands", "pyramid"] = "channels"
+    """What an element is (docs/method.md). `channels`: a group of them, the paper's. `bands`: a spatial band of the
+    latent. `pyramid`: groups of channels, of which 5 draws the layout and 4 the detail; 1, 2, 3 set their contrasts."""
+    refinement: bool = False
+    """Of a `pyramid`: a small U-Net on the features that its elements are put together to."""
+    discriminator_norm: Norm = "layer"
+    """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
+    discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
+    """Factor on the initial weights of the last layer of D: 1 is the paper's, 0.05 keeps its first penalty small."""
+
+    @model_validator(mode="after")
+    def _element_fits(self) -> "ModelConfig":
+        if self.elements > 16 * self.base_channels:
+            raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
+        if self.structure != "channels" and self.elements != 5:
+            raise ValueError(f"elements: {self.elements} with structure {self.structure}, which has 5 elements")
+        if self.refinement and (self.structure != "pyramid" or self.base_channels == 1):
+            raise ValueError("refinement: needs structure pyramid, and base_channels over 1")
+        return self
+
+
+class PerceptualConfig(Section):
+    arch: Arch = "vgg19"
+    weights: str = "imagenet"
+    """`imagenet` (torchvision's, from torch's cache), a .safetensors file, or `random` (for demos and tests)."""
+    feature_scale: Literal["oxford", "unit", "none"] = "unit"
+    """What each tapped layer is rescaled to on real faces: Oxford's RMS, RMS 1, or nothing. See METHOD."""
+    layer_weights: tuple[Weight, Weight, Weight, Weight, Weight] = (1, 1, 1, 1, 1)
+    """What conv1_1 .. conv5_1 weigh within the style and the content term; METHOD: 1 each."""
+
+
+class PenaltyConfig(Section):
+    k: Weight = 2.0
+    p: Annotated[float, Field(ge=2)] = 6.0
+    """Under 2 the second derivative is infinite where the gradient is 0."""
+    points: Literal["interpolate", "endpoints"] = "interpolate"
+    """Where the gradient of D is penalised: between a real and a fused image, or at both."""
+    every: Positive = 1
+    """Steps between two penalties, each then `every` times as heavy: the same expectation for less work."""
+
+
+class LambdaMixture(Section):
+    """Shares of the ways in which a training Lambda is drawn; they add up to 1."""
+
+    endpoints: Share = 0.2
+    """All ones or all zeros."""
+    coin_flips: Share = 0.3
+    """Every element 0 or 1 independently."""
+    single: Share = 0.2
+    """One element differs from all others."""
+    uniform: Share = 0.3
+    """Every element uniform in [0, 1]."""
+    spatial: Share = 0.0
+    """Ones in a random rectangle, a half or a part of the face on the latent grid and zeros outside, or the reverse."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "LambdaMixture":
+        total = sum(self.model_dump().values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"*: the shares add up to {total:g}; they must add up to 1")
+        return self
+
+
+class FusionConfig(Section):
+    reading: Literal["layerwise", "shared", "map"] = "layerwise"
+    """Which lambda a perceptual layer follows: its own element's, one for all, or a row-weighted `map`."""
+    map: list[list[Share]] | None = None
+    """For `map`: an elements x 5 matrix; column l says how the elements share layer l (conv1_1 .. conv5_1)."""
+    mixture: LambdaMixture = LambdaMixture()
+    separation_pairs: Positive = 2
+    """Of a micro-batch, whose elements are flipped one by one where `loss_weights.separation` is above 0."""
+
+
+class LossWeights(Section):
+    """w1 .. w5 of METHOD (11), and ours. Those of the perceptual terms belong to `perceptual.feature_scale`."""
+
+    adversarial: Weight = 1.0
+    content: Weight = 3.0
+    style: Weight = 5e4
+    reconstruction: Weight = 30.0
+    total_variation: Weight = 1.0
+    ssim: Weight = 0.0
+    """Of 1 - SSIM of A' and B'; in pre-training, where (10) weighs 1, divided by `reconstruction`. 0: left out."""
+    separation: Weight = 0.0
+    """Of 1 - own share + leakage of elements flipped alone, as docs/method.md counts them. 0: left out."""
+    path: Weight = 0.0
+    """Of those elements, which are not to lead back to A before they leave it. 0: left out."""
+
+
+class OptimizerConfig(Section):
+    """Adam, in both stages. A short memory (beta2) keeps D from freezing after its first, large penalties."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    pretrain_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """null: learning_rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate within each stage: `cosine` lets it fall to 0 at its last step."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    fused: bool = True
+    """One pass over the parameters instead of many: the same to rounding, several times as fast."""
+
+
+def _yaml_no(value: Any) -> Any:
+    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
+
+
+class SpeedConfig(Section):
+    """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused and data.cache."""
+
+    channels_last: bool | None = None
+    """Channels innermost, as tensor cores want them; null: on GPUs, and on CPUs in P alone (D's penalty loses)."""
+    tf32: bool = True
+    """Let tensor cores round the factors of float32 products to 10 bits, where the GPU can (not a V100)."""
+    cudnn_benchmark: bool = True
+    """Try the convolution algorithms once and keep the fastest; a resumed run may then choose another."""
+    keep_freed_memory: bool = True
+    """On CPUs, with glibc: reuse the memory of freed tensors instead of asking the system for new pages each time."""
+    compile: Annotated[Literal["no", "default", "reduce-overhead"], BeforeValidator(_yaml_no)] = "no"
+    """torch.compile for E, G and P, not D (its penalty is differentiated twice); `reduce-overhead`: CUDA graphs too."""
+
+
+class TrainingConfig(Section):
+    pretrain_steps: Positive = 20_000
+    fusion_steps: Positive = 100_000
+    global_batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images per optimizer step over all ranks: ranks x accumulation x micro_batch_size."""
+    micro_batch_size: Annotated[int, Field(ge=2)] = 16
+    """Images per forward pass; pairs and BatchNorm statistics are formed inside it, so results depend on it."""
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_yaml_no)] = None
+    """null: what `accelerate launch` says, else none."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Exponential moving average of E and G, which is what gets exported; 0 switches it off."""
+    max_skipped_steps: Positive = 20
+    """Optimizer steps in a row that may be skipped for a non-finite gradient before the run stops."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainingConfig":
+        size, micro = self.global_batch_size, self.micro_batch_size
+        if size % micro:
+            do = ", ".join(map(str, divisors(size)[1:]))
+            raise ValueError(f"micro_batch_size: {micro} does not divide global_batch_size {size}; these do: {do}")
+        return self
+
+
+class TrackingConfig(Section):
+    log_every: Positive = 50
+    """Steps between two log lines; the terms logged are means over these steps."""
+    image_every: Positive = 1000
+    """Steps between two fusion strips and effect matrices."""
+    checkpoint_every: Positive = 1000
+    asynchronous_saves: bool = True
+    """Write checkpoints beside training; a step then waits only until they are copied to host memory."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+
+
+class EvaluationConfig(Section):
+    """Pairs are of test images; where there are fewer, all are taken. See docs/evaluation.md."""
+
+    pairs: Positive = 128
+    """Pairs behind the effect matrix, exactness, regions and paths measured in pixels."""
+    corner_pairs: Annotated[int, Field(ge=0)] = 12
+    """Pairs behind Shapley values and perceptual paths, which take 94 images each; 0 leaves both out."""
+    half_way_pairs: Positive = 1000
+    """Pairs fused at lambda = 0.5: realism and pose."""
+    train_images: Positive = 1000
+    """Training images that realism compares with."""
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the pairs and of the bootstrap: bundles are compared on the same ones."""
+
+
+class Config(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    run_dir: Path = Path("runs/default")
+    """Everything a run writes goes here: checkpoints, TensorBoard events, bundle, evaluation."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    perceptual: PerceptualConfig = PerceptualConfig()
+    penalty: PenaltyConfig = PenaltyConfig()
+    fusion: FusionConfig = FusionConfig()
+    loss_weights: LossWeights = LossWeights()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    speed: SpeedConfig = SpeedConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _reading_fits(self) -> "Config":
+        reading, matrix, elements = self.fusion.reading, self.fusion.map, self.model.elements
+        weights, micro = self.loss_weights, self.training.micro_batch_size
+        if reading == "layerwise" and elements != len(LAYERS):
+            raise ValueError(f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; try map")
+        if weights.separation and reading != "layerwise":
+            raise ValueError(f"loss_weights.separation: needs fusion.reading = layerwise, not {reading}")
+        if weights.separation and self.fusion.separation_pairs >= micro:
+            raise ValueError(f"fusion.separation_pairs: must be under training.micro_batch_size, {micro}")
+        for ours, beside in (("ssim", "reconstruction"), ("path", "separation")):
+            if getattr(weights, ours) and not getattr(weights, beside):
+                raise ValueError(f"loss_weights.{ours}: needs loss_weights.{beside} above 0, beside which it weighs")
+        if (reading == "map") != (matrix is not None):
+            raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")
+        if matrix is not None:
+            if len(matrix) != elements or any(len(row) != len(LAYERS) for row in matrix):
+                raise ValueError(f"fusion.map: must have {elements} rows (elements) of {len(LAYERS)} numbers (layers)")
+            if any(abs(sum(column) - 1) > 1e-6 for column in zip(*matrix, strict=True)):
+                raise ValueError("fusion.map: every column must add up to 1")
+        return self
+
+    @property
+    def shards_dir(self) -> Path:
+        return self.data.shards or self.run_dir / "shards"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.data.cache_dir or self.run_dir / "cache"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as YAML and JSON hold them."""
+        return self.model_dump(mode="json")
+
+
+def load(path: Path | None, settings: list[str] | None = None) -> Config:
+    """Read `path` (null: the defaults), apply `settings` of the form `a.b=c`, validate.
+
+    Raises:
+        UserError: naming the file or override, the key, the value and what would do.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = overrides.parse(path.read_text(encoding="utf-8"))
+            values = {} if values is None else values  # an empty file
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
+            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: must hold sections and keys, not a {type(values).__name__}")
+    for setting in settings or []:
+        overrides.apply(values, setting)
+    return validate(values, str(path) if path else "configuration")
+
+
+def validate(values: dict[str, Any], origin: str) -> Config:
+    """Build a Config; `origin` names the file in messages.
+
+    Raises:
+        UserError: for the first key that does not hold, with the number of further ones.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first, *rest = error.errors()
+        more = f" (and {len(rest)} more)" if rest else ""
+        raise UserError(f"{origin}: {describe(first, Config)}{more}") from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.as_dict(), sort_keys=False)

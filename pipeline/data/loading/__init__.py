@@ -1,0 +1,1 @@
+"""Shards to micro-batches in the global order."""

@@ -1,0 +1,211 @@
+"""Tars at a distance -> uint8 micro-batches, read in sequence: for data larger than one node's disk."""
+
+import hashlib
+import os
+import random
+import shutil
+import tarfile
+import zlib
+from collections.abc import Generator, Iterator
+from itertools import chain, cycle, islice, repeat
+from typing import IO, Any
+
+import torch
+import webdataset
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from pipeline.common.errors import UserError
+from pipeline.common.processes import signals_held
+from pipeline.config.schema import DataConfig
+from pipeline.data import images
+from pipeline.data.loading.loader import Loaded, MicroBatch, collate, or_raise, tolerate
+from pipeline.data.loading.order import Order
+from pipeline.data.loading.workers import SHARED_MEMORY, end_workers, follow_the_trainer, too_little_shared_memory
+from pipeline.data.remote import opened
+from pipeline.data.shards.tar import BLOCK
+
+SHUFFLE_BUFFER = 1000
+"""Encoded images that each worker keeps to draw from: what mixes the images of a shard with those of others."""
+PREFETCH = 4
+"""Micro-batches that each worker has ready or in work."""
+EXTENSIONS = ("jpg", "jpeg", "png")
+
+Sample = tuple[str, bytes]
+"""URL and key, for messages; and the encoded image."""
+
+
+class StreamedFaces:
+    """Training images from tars that are read in sequence, wherever they are.
+
+    Every worker draws shards with replacement, so any number of shards serves any number of ranks, and none runs out.
+    Not exactly resumable: a run that starts again at a step draws anew, other images than it would have seen, and
+    those of an epoch are seen once on average only. What a step sees depends on the number of ranks and of workers.
+
+    Args:
+        urls: paths, http://, https:// or s3:// URLs, or `pipe:` commands, with WebDataset's braces: a-{000..123}.tar.
+
+    Raises:
+        UserError: `urls` names no tar.
+    """
+
+    def __init__(self, urls: str, config: DataConfig, seed: int) -> None:
+        try:
+            self.urls: list[str] = expand_urls(urls)
+        except (AssertionError, ValueError) as error:
+            raise UserError(f"{urls}: not a list of tars: {error}") from None
+        if not all(self.urls):
+            raise UserError(f"{urls!r}: an empty URL; name tars, as in shards/train/shard-{{000000..000199}}.tar")
+        self.name = urls
+        self.config = config
+        self.seed = seed
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the URLs, one a line: the identity of the data, as far as it can be known unread."""
+        return hashlib.sha256("".join(f"{url}\n" for url in self.urls).encode()).hexdigest()
+
+    def calibration(self, order: Order, count: int) -> Tensor:
+        """(count, 3, S, S) in [-1, 1]: the first images of the first shards, from the start again after the last.
+
+        Raises:
+            UserError: as `micro_batches`.
+        """
+        loaded = _images(_samples(cycle(self.urls)), self.config)
+        return images.normalise(torch.stack([each.image for each in islice(loaded, count)]))
+
+    def micro_batches(self, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
+        """The micro-batches of this rank for each of the steps first .. last - 1. Close it, or the workers live on.
+
+        Raises:
+            UserError: naming the URL, and the key of an image that cannot be read.
+        """
+        if first >= last:  # workers would start to download
+            return
+        self._check_shared_memory(order)
+        loader = DataLoader(
+            _Draws(self, order.rank, first),
+            batch_size=order.micro_batch_size,
+            num_workers=self.config.workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=PREFETCH if self.config.workers else None,
+            worker_init_fn=follow_the_trainer,
+        )
+        batches: Iterator[Any] = iter(())
+        left_out: set[str] = set()
+        try:
+            with signals_held():
+                batches = iter(loader)
+            for step in range(first, last):
+                flips = order.flips(step) & self.config.horizontal_flip
+                step_batches = []
+                for place in order.slices():
+                    batch = or_raise(next(batches))
+                    tolerate(batch.problems, left_out, self.config.max_bad_samples)
+                    step_batches.append(MicroBatch(batch.images, place, flips[place]))
+                yield step_batches
+        finally:
+            end_workers(batches)
+
+    def _check_shared_memory(self, order: Order) -> None:
+        """Without enough of it a worker loses a batch, and the training process waits for it for ever."""
+        size, workers, ranks = self.config.image_size, self.config.workers, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # Ready, being handed over, and the two steps that training may hold.
+        batches = (PREFETCH + 1) * workers + 2 * len(order.slices())
+        needed = ranks * batches * order.micro_batch_size * 3 * size**2
+        if workers and SHARED_MEMORY.exists() and shutil.disk_usage(SHARED_MEMORY).free < needed:
+            raise too_little_shared_memory(ranks * workers, needed)
+
+
+class _Draws(IterableDataset[Loaded | UserError]):
+    """Endless images of shards drawn with replacement; an error instead of an image is the last."""
+
+    def __init__(self, faces: StreamedFaces, rank: int, first: int) -> None:
+        self.faces, self.rank, self.first = faces, rank, first
+
+    def __iter__(self) -> Iterator[Loaded | UserError]:
+        worker = get_worker_info()
+        # WebDataset's own resampling takes no account of the first step: a run that resumes would see its start again.
+        rng = random.Random(f"{self.faces.seed} {self.rank} {worker.id if worker else 0} {self.first}")
+        samples = _samples(rng.choice(urls) for urls in repeat(self.faces.urls))
+        try:
+            yield from _images(webdataset.shuffle(SHUFFLE_BUFFER, rng=rng)(samples), self.faces.config)
+        except UserError as error:
+            yield error
+
+
+class _Tar:
+    """Bytes of a tar, and whether WebDataset saw all of it: a damaged header is its end, a cut between two members too.
+
+    Whole tars end with zeros, and what is behind the last member is nothing else.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.head = self.tail = b""
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.head = self.head or data[:BLOCK]
+        self.tail = (self.tail + data[-2 * BLOCK :])[-2 * BLOCK :]
+        return data
+
+    def ends(self) -> bool:
+        """Read what is left, once WebDataset is through. A compressed tar is always taken for whole."""
+        behind = b""
+        while data := self.read(2**16):
+            behind = behind or data.strip(b"\0")
+        return b"ustar" not in self.head or (not behind and self.tail == bytes(2 * BLOCK))
+
+
+def _samples(urls: Iterator[str]) -> Iterator[Sample]:
+    return chain.from_iterable(map(_samples_of, urls))
+
+
+def _samples_of(url: str) -> Iterator[Sample]:
+    """The samples of one tar, in its order. Raises UserError, also for a tar without any: drawing would never end."""
+    empty = True
+    with opened(url) as stream:
+        tar = _Tar(stream)
+        try:
+            for sample in group_by_keys(tar_file_expander([{"url": url, "stream": tar}])):
+                name = f"{url}: sample {sample['__key__']}"
+                found = [sample[extension] for extension in EXTENSIONS if extension in sample]
+                if not found:
+                    raise UserError(f"{name}: no .jpg, .jpeg or .png; leave it out of the tar")
+                empty = False
+                yield name, found[0]
+            if not tar.ends():
+                raise EOFError("it does not end as tars do")
+        except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+            # WebDataset adds to the message what it was reading.
+            reason = str(error.args[0] if error.args else error).split(" @ ")[0]
+            raise UserError(
+                f"{url}: cut short, damaged, or no WebDataset tar ({reason}); copy it there again"
+            ) from None
+        if empty:
+            raise UserError(f"{url}: no samples in it; leave it out")
+
+
+def _images(samples: Iterator[Sample], config: DataConfig) -> Iterator[Loaded]:
+    """Those that can be read. Raises UserError for one that cannot, unless data.max_bad_samples allows for some."""
+    problems: list[UserError] = []
+    for sample in samples:
+        try:
+            image = _image(sample, config)
+        except UserError as error:
+            problems.append(error)
+            if not config.max_bad_samples or len(problems) >= SHUFFLE_BUFFER:  # or there is no other
+                raise problems[0] from None
+        else:
+            yield Loaded(image, tuple(map(str, problems)))
+            problems.clear()
+
+
+def _image(sample: Sample, config: DataConfig) -> Tensor:
+    """(3, S, S) uint8."""
+    name, data = sample
+    return images.fit(images.decode(data, name), config.image_size, config.crop)

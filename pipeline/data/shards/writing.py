@@ -1,0 +1,271 @@
+"""Write shards: which image goes where is settled first, then every shard is written on its own.
+
+A shard's bytes depend on its records and the options alone, so they are the same for any number of workers and
+after any interruption, and for any number of parts. Order on disk: plan.json, then tar and index of each shard, then
+manifest.json of each split.
+"""
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import UserError
+from pipeline.common.processes import run_tasks
+from pipeline.common.progress import progress
+from pipeline.data.shards.array_jobs import (
+    Part,
+    forget_parts,
+    in_a_row,
+    locked,
+    missing,
+    note_parts,
+    remove_leftovers,
+    settle_plan,
+)
+from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, os_errors_named, read_index, shard_name
+from pipeline.data.shards.packing import (
+    FLUSHES,
+    Options,
+    Packed,
+    Task,
+    flush_shards,
+    forget_unsettled,
+    packed,
+    reject_at_most,
+    settle_shard,
+    write_manifest,
+    write_shard,
+)
+from pipeline.data.source.celeba import Record, Source, open_source
+from pipeline.data.source.splits import split_records
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """One split as it is on disk; `written` of its shards are new, the others were there.
+
+    Of a part: its own shards alone, and no `content_hash`, which is that of all of them.
+    """
+
+    folder: Path
+    samples: int
+    shards: int
+    written: int
+    bytes: int
+    content_hash: str | None
+    rejected: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `write_shards` made, or found made; `part` is None for all shards."""
+
+    splits: dict[str, SplitSummary]
+    part: Part | None = None
+
+    @property
+    def samples(self) -> int:
+        """Samples in all splits."""
+        return sum(split.samples for split in self.splits.values())
+
+    @property
+    def rejected(self) -> tuple[Rejected, ...]:
+        """Rejected inputs of all splits."""
+        return tuple(rejected for split in self.splits.values() for rejected in split.rejected)
+
+    @property
+    def written(self) -> int:
+        """Shards written by this call; 0 when all were there."""
+        return sum(split.written for split in self.splits.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        splits = {name: asdict(split) | {"folder": str(split.folder)} for name, split in self.splits.items()}
+        part = str(self.part) if self.part else None
+        return {"part": part, "samples": self.samples, "written": self.written, "splits": splits}
+
+
+def write_shards(
+    source: Path,
+    out: Path,
+    *,
+    split: str = "paper",
+    samples_per_shard: int = 1000,
+    image_size: int | None = None,
+    crop: int | None = None,
+    quality: int | None = None,
+    validate: bool = True,
+    workers: int | None = None,
+    max_rejected: int = 0,
+    part: Part | None = None,
+    finish: bool = False,
+) -> Summary:
+    """Write the images of `source` as shards into `out/train`, `out/test` and, for `official`, `out/validation`.
+
+    Shards that are finished are left as they are, so running it again continues or does nothing.
+
+    Args:
+        source: anything `open_source` takes.
+        split: `paper` (the last 2,599 are test), `official` (partition file), or the test fraction, as "0.1".
+        image_size: None passes image bytes through untouched; else the side in pixels of a re-encoded square.
+        crop: side in pixels of the centre square that is cut before resizing; None takes the shorter side.
+        quality: of re-encoded JPEGs, 1 to 100; None: 90.
+        validate: decode every image once; without, only its header is read.
+        workers: processes; None takes every processor.
+        max_rejected: how many unusable images are tolerated, each a gap in its shard; more are read again next time.
+        part: write this share of the shards only, and no manifest. Parts may run at the same time.
+        finish: write no shard, only the manifests: the last step after all parts.
+
+    Raises:
+        UserError: the source, the options or the disk, more than `max_rejected`, or shards missing for `finish`.
+    """
+    assert not (part and finish), "a part is not the last step"
+    options = _options(split, samples_per_shard, image_size, crop, quality, validate)
+    opened = open_source(source)
+    splits = split_records(opened.records, split)
+    tasks = {name: _tasks(out / name, records, samples_per_shard) for name, records in splits.items()}
+    own = part.share(tasks) if part else tasks
+    with os_errors_named(out):
+        if finish and not (out / PLAN).exists():
+            raise UserError(f"{out}: no {PLAN}, so nothing to finish; run every --part i/n first")
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out, shared=part is not None):
+            settle_plan(out, opened, options, list(splits))
+            unfinished = _unfinished(in_a_row(own), None if finish else max_rejected)
+            if finish and unfinished:
+                raise missing(out, tasks, unfinished)
+            remove_leftovers(out, own, only_shards=part is not None)
+            if part and unfinished:
+                note_parts(out, part)
+            new = _write(opened, options, unfinished, workers)
+            flush_shards([task.path for task in in_a_row(own)])
+            manifests = _manifests(opened, options, own, new)
+            reject_at_most(tuple(each for manifest in manifests.values() for each in manifest.rejected), max_rejected)
+            if not part:
+                _write_manifests(out, manifests)
+            return _summary(out, manifests, set(new), part)
+
+
+def _options(
+    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int | None, validate: bool
+) -> Options:
+    if samples_per_shard < 1:
+        raise UserError(f"samples per shard: {samples_per_shard}; at least 1 wanted")
+    if image_size is not None and not 16 <= image_size <= 65500:
+        raise UserError(f"image size: {image_size}; 16 to 65500 pixels wanted")
+    if crop is not None and image_size is None:
+        raise UserError(f"crop: {crop} without an image size; set the image size too")
+    if quality is not None and image_size is None:
+        raise UserError(f"quality: {quality} without an image size, and so without re-encoding; set the image size too")
+    if crop is not None and crop < 16:
+        raise UserError(f"crop: {crop}; at least 16 pixels wanted")
+    if quality is not None and not 1 <= quality <= 100:
+        raise UserError(f"quality: {quality}; 1 to 100 wanted")
+    if image_size is not None and not validate:
+        raise UserError(f"image size: {image_size} without validation; every image is decoded then, so leave out one")
+    return Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None, validate)
+
+
+def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
+    starts = range(0, len(records), samples_per_shard)
+    return [
+        Task(folder / shard_name(number), tuple(records[start : start + samples_per_shard]))
+        for number, start in enumerate(starts)
+    ]
+
+
+def _unfinished(tasks: list[Task], max_rejected: int | None) -> list[Task]:
+    """Shards to write: those that are not whole and, if more than `max_rejected` images are left out, those with gaps.
+
+    The source may have been mended since.
+    """
+    left_out = [_rejections(task.path) for task in tasks]
+    again = max_rejected is not None and sum(filter(None, left_out)) > max_rejected
+    return [task for task, count in zip(tasks, left_out, strict=True) if count is None or (again and count)]
+
+
+def _rejections(path: Path) -> int | None:
+    """How many images a finished shard leaves out; None: it is not finished.
+
+    The index is written after the tar: where it is and the tar's size fits, the shard is whole.
+    """
+    try:
+        index = read_index(path)
+        return len(index["rejected"]) if path.stat().st_size == index["bytes"] else None
+    except (OSError, KeyError, TypeError, ShardError):
+        return None
+
+
+def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> dict[Path, Packed]:
+    with closing(_settled_shards(source, options, tasks, workers)) as shards:
+        return {shard.path: shard for shard in progress(shards, "shards", len(tasks))}
+
+
+def _settled_shards(
+    source: Source, options: Options, tasks: list[Task], workers: int | None
+) -> Generator[Packed, None, None]:
+    """Write these shards; they are flushed while others are written, and all are at the end."""
+    tasks = sorted(tasks, key=lambda task: -len(task.records))  # the short ones last, where a worker would wait
+    under_way: deque[Future[None]] = deque()
+    try:
+        with (
+            ThreadPoolExecutor(FLUSHES) as threads,
+            closing(run_tasks(write_shard, (source, options), tasks, workers)) as written,
+        ):
+            for shard in written:
+                under_way.append(threads.submit(settle_shard, shard.path))
+                while under_way and under_way[0].done():
+                    under_way.popleft().result()
+                yield shard
+        for flush in under_way:
+            flush.result()
+    finally:
+        forget_unsettled([task.path for task in tasks])
+
+
+def _manifests(
+    source: Source, options: Options, tasks: dict[str, list[Task]], new: dict[Path, Packed]
+) -> dict[str, Manifest]:
+    """Gather what is known of these shards, which are all written."""
+    manifests = {}
+    for name, own in tasks.items():
+        shards = [new.get(task.path) or packed(task.path) for task in own]
+        manifests[name] = Manifest(
+            "written",
+            name,
+            source.fingerprint,
+            options.as_dict(),
+            tuple(shard.entry for shard in shards),
+            tuple(rejected for shard in shards for rejected in shard.rejected),
+        )
+    return manifests
+
+
+def _write_manifests(out: Path, manifests: dict[str, Manifest]) -> None:
+    for name, manifest in manifests.items():
+        if not manifest.samples:
+            raise UserError(f"{out / name}: every image of this split was rejected")
+        write_manifest(out / name, manifest)
+    forget_parts(out)
+
+
+def _summary(out: Path, manifests: dict[str, Manifest], written: set[Path], part: Part | None) -> Summary:
+    return Summary(
+        {
+            name: SplitSummary(
+                out / name,
+                manifest.samples,
+                len(manifest.shards),
+                sum(out / name / shard.file in written for shard in manifest.shards),
+                sum(shard.bytes for shard in manifest.shards),
+                None if part else manifest.content_hash,
+                manifest.rejected,
+            )
+            for name, manifest in manifests.items()
+        },
+        part,
+    )

@@ -1,0 +1,1 @@
+"""Photographs as people have them: CelebA, any folder, a zip; annotations; splits."""

@@ -1,0 +1,1 @@
+"""Painted faces with known factors, in CelebA's layout."""

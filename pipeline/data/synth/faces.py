@@ -1,0 +1,176 @@
+"""Painted faces with known factors, written as CelebA is distributed: the data set that needs no download.
+
+OUT/img_align_celeba/000001.jpg ...      178 x 218 JPEG
+OUT/list_attr_celeba.txt                 1 or -1 for each attribute
+OUT/list_landmarks_align_celeba.txt      true landmarks, in pixels
+OUT/list_eval_partition.txt              0 train, 1 validation, 2 test
+OUT/list_factors.csv                     the factors themselves
+OUT/synth.json                           what was asked for; "complete" once all of it is there
+"""
+
+import dataclasses
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.common import files
+from pipeline.common.errors import UserError
+from pipeline.common.progress import progress
+from pipeline.data.synth.canvas import Canvas
+from pipeline.data.synth.factors import Factors, attributes, draw_factors
+from pipeline.data.synth.head import landmarks
+from pipeline.data.synth.painting import paint
+
+__all__ = ["Factors", "draw_factors", "landmarks", "paint", "write_faces"]
+
+VERSION = 2  # of the painted bytes: raise it whenever the same seed paints another picture
+JPEG_QUALITY = 92
+MAX_COUNT = 999_999  # CelebA's file names have six digits
+VALIDATION_SHARE = TEST_SHARE = 0.1
+
+_CHUNK = 64  # images of one task of a worker
+_LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
+
+
+class _Rows(NamedTuple):
+    """One image's line in each annotation file."""
+
+    attributes: str
+    landmarks: str
+    factors: str
+
+
+def write_faces(out: Path, count: int, *, seed: int = 0, workers: int = 1) -> None:
+    """Paint `count` faces into the folder `out`, in CelebA's layout.
+
+    Image i depends on (seed, i) alone, not on `count` or `workers`. A rerun keeps the images that are there, a larger
+    `count` adds to them; the partition file then gives the first 80 % to train, the last 10 % to test.
+
+    Args:
+        out: made where it is missing.
+        count: in [1, 999999].
+        seed: in [0, 2**63).
+        workers: processes, at least 1.
+
+    Raises:
+        UserError: an argument is out of range, `out` can't be written, or holds something else.
+    """
+    for name, value, low, high in (
+        ("count", count, 1, MAX_COUNT),
+        ("seed", seed, 0, 2**63 - 1),
+        ("workers", workers, 1, 1024),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"synth: {name} is {value}, but must be from {low} to {high}")
+    try:
+        _write(out, count, seed, workers)
+    except OSError as error:
+        raise UserError(f"synth: cannot write to {out}: {error.strerror or error}") from error
+
+
+def _write(out: Path, count: int, seed: int, workers: int) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"synth: {out} is a file; name a folder to write to")
+    _check_previous(out, count, seed)
+    images = out / "img_align_celeba"
+    images.mkdir(parents=True, exist_ok=True)
+    for leftover in images.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    asked = {"version": VERSION, "seed": seed, "count": count}
+    # Written first too: images of an interrupted run must not be taken for those of another seed.
+    files.write_json(out / "synth.json", {**asked, "complete": False})
+    starts = range(1, count + 1, _CHUNK)
+    tasks = [(images, seed, start, min(start + _CHUNK, count + 1)) for start in starts]
+    rows = [row for chunk in progress(_painted(tasks, workers), "painting faces", len(tasks)) for row in chunk]
+    _write_annotations(out, rows)
+    files.write_json(out / "synth.json", {**asked, "complete": True})
+
+
+def _check_previous(out: Path, count: int, seed: int) -> None:
+    """Refuse a folder that holds anything but a beginning of what is asked for."""
+    record = out / "synth.json"
+    if not record.exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"synth: {out} is not empty and was not painted by synth; name another folder")
+        return
+    try:
+        previous: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        found = {name: int(previous[name]) for name in ("version", "seed", "count")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"synth: {record} is damaged; delete {out} and paint it again") from error
+    if found["version"] != VERSION:
+        raise UserError(
+            f"synth: {out} was painted by version {found['version']} of synth, this is {VERSION}; name another folder"
+        )
+    if found["seed"] != seed:
+        raise UserError(f"synth: {out} holds faces of seed {found['seed']}, not {seed}; name another folder")
+    if found["count"] > count:
+        raise UserError(f"synth: {out} holds {found['count']} faces, more than count {count}; name another folder")
+
+
+def _painted(tasks: list[tuple[Path, int, int, int]], workers: int) -> Iterator[list[_Rows]]:
+    """Do the tasks, in order of their images."""
+    workers = min(workers, len(tasks))
+    if workers == 1:
+        yield from map(_paint_chunk, tasks)
+        return
+    executor = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_parent)
+    try:
+        yield from executor.map(_paint_chunk, tasks)
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _paint_chunk(task: tuple[Path, int, int, int]) -> list[_Rows]:
+    """Paint the images from `start` up to `stop` that are not there yet."""
+    images, seed, start, stop = task
+    canvas, rows = Canvas(), []
+    for index in range(start, stop):
+        factors, path = draw_factors(seed, index), images / f"{index:06d}.jpg"
+        if not path.exists():
+            _write_image(path, factors, canvas)
+        rows.append(_annotate(path.name, factors))
+    return rows
+
+
+def _write_image(path: Path, factors: Factors, canvas: Canvas) -> None:
+    # No fsync for each: a picture that a crash of the machine loses is painted again, or found by `shard`.
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
+    try:
+        paint(factors, canvas).save(temporary, format="JPEG", quality=JPEG_QUALITY)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _annotate(name: str, factors: Factors) -> _Rows:
+    signs = " ".join(" 1" if present else "-1" for present in attributes(factors).values())
+    places = " ".join(f"{x} {y}" for x, y in landmarks(factors).values())
+    values = ",".join(str(getattr(factors, field.name)) for field in dataclasses.fields(Factors))
+    return _Rows(f"{name} {signs}", f"{name} {places}", f"{name},{values}")
+
+
+def _write_annotations(out: Path, rows: list[_Rows]) -> None:
+    count = len(rows)
+    names = " ".join(attributes(draw_factors(0, 0)))
+    columns = ",".join(["image_id", *(field.name for field in dataclasses.fields(Factors))])
+    held_out = round(TEST_SHARE * count)
+    train = count - held_out - round(VALIDATION_SHARE * count)
+    parts = [0 if index < train else 1 if index < count - held_out else 2 for index in range(count)]
+    tables = {
+        "list_attr_celeba.txt": [str(count), names, *(row.attributes for row in rows)],
+        "list_landmarks_align_celeba.txt": [str(count), _LANDMARKS, *(row.landmarks for row in rows)],
+        "list_eval_partition.txt": [f"{index:06d}.jpg {part}" for index, part in enumerate(parts, 1)],
+        "list_factors.csv": [columns, *(row.factors for row in rows)],
+    }
+    for name, lines in tables.items():
+        files.write_text(out / name, "\n".join(lines) + "\n")

@@ -1,0 +1,251 @@
+"""Paint one face from its factors: flat shapes from back to front, then light."""
+
+import colorsys
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from pipeline.data.synth.canvas import (
+    OTHER,
+    SKIN,
+    Canvas,
+    Colour,
+    Field,
+    Planes,
+    ball_light,
+    flat,
+    glow,
+    mixed,
+    ramp,
+    scaled,
+)
+from pipeline.data.synth.factors import Factors
+from pipeline.data.synth.features import paint_beard, paint_brows, paint_eyes, paint_glasses, paint_mouth, paint_nose
+from pipeline.data.synth.hair import paint_back_hair, paint_front_hair
+from pipeline.data.synth.head import HEIGHT, WIDTH, Head, Points
+
+_SKIN_TONES: tuple[Colour, ...] = (
+    (244, 214, 196),
+    (234, 194, 168),
+    (216, 168, 136),
+    (180, 130, 100),
+    (136, 94, 72),
+    (98, 68, 54),
+)
+# How strongly shade and blush take each colour from skin: red stays longest.
+_SHADE = np.array([0.82, 1.06, 1.16], dtype=np.float32)
+_BLUSH = np.array([0.05, -0.3, -0.24], dtype=np.float32)
+_LIGHT_TINT = np.array([0.045, 0.0, -0.07], dtype=np.float32)
+_SMALL = (61, 74)  # size of the backdrop before it is tripled
+_DOWN, _SMALL_DOWN = (np.linspace(0, 1, size, dtype=np.float32)[:, None] for size in (HEIGHT, _SMALL[1]))
+_ROUND = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+_OVAL = np.stack([np.cos(_ROUND[::3]), np.sin(_ROUND[::3])], axis=-1)
+
+
+def paint(factors: Factors, canvas: Canvas | None = None) -> Image.Image:
+    """Paint a face: RGB, 178 x 218, and the same picture whenever the factors are the same.
+
+    Args:
+        factors: what to paint.
+        canvas: one to paint over, which is faster than a new one; not by two threads at once.
+    """
+    head, skin = Head(factors), skin_colour(factors)
+    if canvas is None:
+        canvas = Canvas()
+    else:
+        canvas.clear()
+    paint_back_hair(canvas, head, factors)
+    _paint_body(canvas, head, factors, skin)
+    _paint_ears(canvas, head, skin)
+    canvas.fill(head.outline(_ROUND), skin, SKIN)
+    paint_beard(canvas, head, factors)
+    paint_nose(canvas, head, factors, skin)
+    paint_mouth(canvas, head, factors, skin)
+    paint_eyes(canvas, head, factors, skin)
+    paint_brows(canvas, head, factors)
+    paint_front_hair(canvas, head, factors)
+    paint_glasses(canvas, head, factors)
+    return _lit(canvas, head, factors)
+
+
+def skin_colour(factors: Factors) -> Colour:
+    """The skin's base colour, a continuous tone."""
+    red, green, blue = ramp(_SKIN_TONES, factors.skin_tone)
+    return min(255, round(red + 3 * factors.skin_warmth)), green, round(blue - 7 * factors.skin_warmth)
+
+
+def _paint_body(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> None:
+    half = 0.58 * head.half_width
+    neck = [(-half, 30), (-half, 66), (-half - 3, 76), (-half - 20, 86), (half + 20, 86), (half + 3, 76), (half, 66)]
+    across, v = np.array([*neck, (half, 30)], dtype=float).T
+    canvas.fill(head.behind(across, v), skin, SKIN)
+    canvas.fill(head.behind(np.array([-half, half, 4, -4]), np.array([80, 80, 108, 108])), skin, SKIN)
+    cloth = _from_hls(factors.clothes_hue, 0.25 + 0.55 * factors.clothes_lightness, 0.3)
+    depth = {"crew": 8.0, "v_neck": 25.0, "shirt": 18.0}[factors.collar]
+    edge = half + 9
+    across = np.array([-edge, -edge * 0.55, 0, edge * 0.55, edge, 62, 88, 120, 120, -120, -120, -88, -62])
+    dip = 1.0 if factors.collar == "crew" else 0.5
+    v = np.array([76, 76 + depth * dip, 76 + depth, 76 + depth * dip, 76, 86, 94, 112, 140, 140, 112, 94, 86])
+    body = head.behind(across, v)
+    canvas.fill(body, cloth, OTHER)
+    canvas.line(body[:5], scaled(cloth, 0.78), 2.2, material=OTHER)
+    if factors.collar == "shirt":
+        for side in (-1, 1):
+            wing = [
+                (edge * side, 74),
+                (2 * side, 76 + depth + 1),
+                (16 * side, 76 + depth + 11),
+                (edge * side + 7 * side, 82),
+            ]
+            across, v = np.array(wing, dtype=float).T
+            canvas.fill(head.behind(across, v), mixed(cloth, (255, 255, 255), 0.25), OTHER)
+
+
+def _paint_ears(canvas: Canvas, head: Head, skin: Colour) -> None:
+    rims = head.outline(np.array([math.pi - 0.12, 0.12]))
+    for side, rim in zip((-1.0, 1.0), rims, strict=True):
+        # The ear on the side that the face turns away from comes forward, the other one hides.
+        shown = 1 - side * head.yaw_sine * 1.5
+        width = 7.5 * min(1.25, max(0.3, shown))
+        centre = rim + np.array([-side * 2.5 * max(0.0, shown - 0.6), 0.0])
+        canvas.fill(centre + _OVAL * np.array([width, 14]), scaled(skin, 0.95), SKIN)
+        inner = centre + np.array([side * 1.2, 0.5])
+        canvas.fill(inner + _OVAL * np.array([0.55 * width, 9]), scaled(skin, 0.78))
+
+
+def _lit(canvas: Canvas, head: Head, factors: Factors) -> Image.Image:
+    """Light on the shapes, and the backdrop behind them."""
+    skin, hair, figure = canvas.materials()
+    strength = 0.25 + 0.75 * factors.light_strength
+    tint = 1 + np.float32(factors.light_warmth) * _LIGHT_TINT
+    factor, scratch, fields = canvas.scratch()
+    fields.fill(0)
+    relief, blush, light = fields
+    shades, blushes = _skin_spots(head, factors, strength)
+    spots = np.concatenate([shades, blushes, _sheen_spots(head, factors, strength)])
+    glow(spots, [relief] * len(shades) + [blush] * len(blushes) + [light])
+    relief *= skin
+    blush *= skin
+    light *= skin if factors.hair_style == "bald" else hair
+    _add_light(head, factors, strength, light)
+
+    factor, scratch = flat(factor), flat(scratch)
+    np.multiply((tint * _SHADE)[:, None], flat(relief), out=factor)
+    for share, field in ((tint * _BLUSH, blush), (tint, light)):
+        factor += np.multiply(share[:, None], flat(field), out=scratch)
+    factor *= flat(canvas.colours(figure))
+    np.multiply(_backdrop(factors, canvas.backdrop), 1 - figure, out=scratch.reshape(3, HEIGHT, WIDTH))
+    factor += scratch
+    np.clip(factor, np.float32(0), np.float32(255), out=factor)  # a third of what the minimum with a number takes
+    planes = factor.astype(np.uint8).reshape(3, HEIGHT, WIDTH)
+    return Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
+
+
+def _add_light(head: Head, factors: Factors, strength: float, field: Field) -> None:
+    """Add what the light leaves of each colour, around 1."""
+    x, y = 1.2 * factors.light_x, 0.45 * factors.light_y - 0.35
+    length, contrast = math.sqrt(x * x + y * y + 1), 0.6 * strength
+    middle = head.behind(0.0, 0.0, 3.0) + np.array([6.0 * head.yaw_sine, 4.0])
+    direction = (x / length, y / length, 1 / length)
+    field += ball_light(middle, (head.half_width * 1.25, 92.0), direction, contrast, 1 - 0.84 * contrast)
+
+
+def _sheen_spots(head: Head, factors: Factors, strength: float) -> Points:
+    """The shine on the hair."""
+    x, y = head.behind(30.0 * factors.light_x, -50.0 + 6 * factors.light_y)
+    return np.array([(x, y, 24.0, 8.0, 0.08 + 0.24 * strength)])
+
+
+def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, Points]:
+    """Soft light and shade of the skin's own relief, above and below 0; and where the skin is redder."""
+    dark = -0.1 - 0.12 * strength
+    far = -1.0 if factors.light_x > 0 else 1.0  # the side in shade
+    sideways = abs(factors.light_x)
+    redness = 0.12 + 0.45 * factors.blush
+    pairs = [  # on both sides: u, v, radii, amount
+        (head.eye_u, -2.0, 10.0, 6.0, 0.55 * dark),  # eye sockets
+        (8.0, -1.0, 4.0, 6.0, 0.45 * dark),
+        (26.0, 17.0, 9.0, 6.0, 0.07),  # cheekbones
+        (31.0, 42.0, 8.0, 11.0, 0.4 * dark),  # hollows of the cheeks
+    ]
+    surface = np.array(
+        [(side * u, *rest) for u, *rest in pairs for side in (-1.0, 1.0)]
+        + [
+            (0.0, head.chin - 8.0, 8.0, 5.0, 0.08),
+            (-far * 8.0 * sideways, -28.0, 17.0, 9.0, 0.08),  # forehead
+            (-25.0, 24.0, 10.0, 7.5, redness),  # cheeks
+            (25.0, 24.0, 10.0, 7.5, redness),
+        ]
+    )
+    surface[:, :2] = head.on_face(surface[:, 0], surface[:, 1])
+    lip_v = head.mouth_v - 0.4 * head.mouth_curve + 11.0 + factors.lip_fullness
+    v = np.array([head.nose_v - 2.0, 10.0, lip_v, head.chin])
+    places = head.place(0.0, v, np.array([54.0, 47.0, 44.0, 30.0])).tolist()
+    (tip_x, tip_y), (bridge_x, bridge_y), (lip_x, lip_y), (chin_x, chin_y) = places
+    free = [
+        (bridge_x, bridge_y + 2.0, 2.6, 10.0, 0.12),
+        (tip_x - 0.8 * far, tip_y - 1.5, 3.2, 2.8, 0.16),
+        (bridge_x + 6.5 * far, bridge_y + 5.0, 3.6, 10.0, dark * (0.35 + 0.75 * sideways)),
+        (tip_x + 2.0 * far, tip_y + 9.5, 8.5, 3.2, 0.9 * dark),  # under the nose
+        (lip_x, lip_y, 10.0, 2.8, 0.8 * dark),
+        (chin_x + 5.0 * far * sideways, chin_y + 10.0, 24.0, 7.0, 1.5 * dark),  # on the neck
+    ]
+    free.append((tip_x, tip_y, 6.0, 5.0, 0.5 * redness))
+    return np.concatenate([surface[:-2], np.array(free[:-1])]), np.concatenate([surface[-2:], np.array(free[-1:])])
+
+
+def _backdrop(factors: Factors, room: Planes) -> Planes:
+    """A soft gradient, with blurred shapes: (3, HEIGHT, WIDTH) in `room`, or (3, HEIGHT, 1) without shapes."""
+    lightness = 0.34 + 0.46 * factors.backdrop_lightness
+    top = _from_hls(factors.backdrop_hue, lightness, 0.24)
+    bottom = _from_hls((factors.backdrop_hue + 0.07) % 1.0, lightness * 0.75, 0.24)
+    if factors.backdrop == "plain":
+        return np.ascontiguousarray(_gradient(top, bottom, _DOWN).T)[:, :, None]
+    rows = np.rint(_gradient(top, bottom, _SMALL_DOWN)).astype(np.uint8)
+    picture = Image.fromarray(np.repeat(rows[:, None], _SMALL[0], axis=1))
+    width, height = picture.size
+    generator = np.random.default_rng(factors.texture)
+    draw = ImageDraw.Draw(picture, "RGBA")
+    if factors.backdrop == "bokeh":
+        for x, y, size, shift in generator.uniform(0, 1, (9, 4)).tolist():
+            radius, hue = 3 + 6 * size, (factors.backdrop_hue + 0.3 * shift) % 1.0
+            box = (width * x - radius, height * y - radius, width * x + radius, height * y + radius)
+            draw.ellipse(box, fill=(*_from_hls(hue, 0.8, 0.4), 90))
+    elif factors.backdrop == "panels":
+        for x, size, shift in generator.uniform(0, 1, (3, 3)).tolist():
+            box = (width * x, 0, width * x + 5 + 13 * size, height)
+            draw.rectangle(box, fill=(*scaled(top, 0.75 + 0.5 * shift), 140))
+    elif factors.backdrop == "hills":
+        for level, slope in generator.uniform(-1, 1, (2, 2)).tolist():
+            middle, rise = height * (0.5 + 0.14 * level), 11 * slope
+            corners = (0, middle - rise, width / 2, middle - 5, width, middle + rise, width, height, 0, height)
+            hue = (factors.backdrop_hue + 0.15) % 1.0
+            draw.polygon(corners, fill=(*_from_hls(hue, lightness * 0.65, 0.22), 140))
+    blurred = np.asarray(picture.filter(ImageFilter.BoxBlur(2)), np.float32)
+    _triple(blurred.transpose(2, 0, 1).copy(), room)
+    return room[:, :HEIGHT, :WIDTH]
+
+
+def _gradient(top: Colour, bottom: Colour, share: Planes) -> Planes:
+    first, last = np.array(top, np.float32), np.array(bottom, np.float32)
+    return first + share * (last - first)
+
+
+def _triple(planes: Planes, out: Planes) -> None:
+    """(3, h, w) to (3, 3h - 3, 3w - 3): straight lines between the pixels."""
+    wide = np.empty((*planes.shape[:2], out.shape[2]), dtype=np.float32)
+    _between(planes[..., :-1], planes[..., 1:], *(wide[..., k::3] for k in range(3)))
+    _between(wide[:, :-1], wide[:, 1:], *(out[:, k::3] for k in range(3)))
+
+
+def _between(first: Planes, last: Planes, start: Planes, third: Planes, two_thirds: Planes) -> None:
+    step = (last - first) * np.float32(1 / 3)
+    start[:] = first
+    np.add(first, step, out=third)
+    np.subtract(last, step, out=two_thirds)
+
+
+def _from_hls(hue: float, lightness: float, saturation: float) -> Colour:
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,0 +1,1 @@
+"""A trained model in use: bundles, fusion, pictures, landmarks."""

@@ -1,0 +1,169 @@
+"""Pictures of fused faces: one, a strip from A to B, a grid of single elements; whole, or within a region."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from pipeline.common import files
+from pipeline.common.errors import UserError
+from pipeline.data import images
+from pipeline.inference import landmarks, pictures
+from pipeline.inference.bundle import Bundle
+from pipeline.models import regions
+
+PRESETS = {"content-style": (0.0, 0.0, 0.0, 1.0, 1.0)}
+"""Content-style: the content of A drawn in the style of B, the swap of S3-GAN."""
+
+
+class Region(NamedTuple):
+    """Where B enters."""
+
+    mask: Tensor
+    """(S, S) in [0, 1], 1 where B enters."""
+    feather: int | None = None
+    """Lay C over A', with an edge that fades over so many pixels to either side; None: C as generated."""
+    assumed: bool = False
+    """Nothing says where A's face is: it was taken to be aligned as CelebA's are."""
+
+
+def parse_lambda(text: str) -> list[float] | float:
+    """`0.5` for all elements, or `1,0.5,0,0,1`.
+
+    Raises:
+        UserError: if it is not made of numbers.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--lambda {text}: expected numbers in [0, 1], for example 0.5 or 1,0.5,0,0,1") from None
+    return values if len(values) > 1 else values[0]
+
+
+def preset(name: str, bundle: Bundle) -> list[float]:
+    """The Lambda that a name stands for.
+
+    Raises:
+        UserError: if it is unknown, or the bundle's elements are not the layers'.
+    """
+    if name not in PRESETS:
+        raise UserError(f"--preset {name}: unknown; known are: {', '.join(PRESETS)}")
+    if bundle.config.fusion.reading != "layerwise":
+        raise UserError(f"--preset {name}: needs a bundle of the layerwise reading, not {bundle.config.fusion.reading}")
+    return list(PRESETS[name])
+
+
+def named_region(
+    bundle: Bundle, name: str, photograph: Path, given: Path | None = None, feather: int | None = None
+) -> Region:
+    """A named region of a photograph A.
+
+    Args:
+        given: file with A's landmarks; None: the one beside A, else CelebA's usual positions.
+
+    Raises:
+        UserError: if the name is unknown, a file is wrong, or the region is outside of the picture.
+    """
+    if name not in regions.NAMES:
+        raise UserError(f"--region {name}: unknown; known are: {', '.join(regions.NAMES)}")
+    height, width = images.read(photograph).shape[1:]
+    fit = width, height, bundle.image_size, bundle.config.data.crop
+    known = landmarks.of_photograph(photograph, *fit, given)
+    mask = regions.mask(name, known or landmarks.usual(*fit), bundle.image_size)
+    if not mask.any():
+        raise UserError(f"--region {name}: lies outside of the picture that is cut from {photograph}")
+    return Region(mask.to(bundle.device), feather, assumed=known is None and name not in regions.HALVES)
+
+
+def masked_region(bundle: Bundle, path: Path, photograph: Path, feather: int | None = None) -> Region:
+    """The region that a grey picture gives, white where B enters.
+
+    Args:
+        path: of a picture of A's size, which is then cropped as A is; or a square of any size.
+
+    Raises:
+        UserError: if it cannot be read, is of another shape, or has no white in it.
+    """
+    mask, size = images.read(path), bundle.image_size
+    height, width = images.read(photograph).shape[1:]
+    if mask.shape[1:] == (height, width):
+        mask = images.fit(mask, size, bundle.config.data.crop)
+    elif mask.shape[1] == mask.shape[2]:
+        mask = images.fit(mask, size)
+    else:
+        raise UserError(
+            f"{path}: {mask.shape[2]} x {mask.shape[1]} pixels; "
+            f"a mask is a square, or {width} x {height} as {photograph} is"
+        )
+    values = mask.float().mean(dim=0) / 255
+    if not values.any():
+        raise UserError(f"{path}: has no white in it; white is where the second photograph enters")
+    return Region(values.to(bundle.device), feather)
+
+
+def within(bundle: Bundle, a: Tensor, b: Tensor, lambda_: float | list[float] | Tensor, region: Region) -> Tensor:
+    """C whose region alone is fused: (B, 3, S, S) twice -> (B, 3, S, S) in [-1, 1]."""
+    reconstruction, fused = bundle.fuse_region(a, b, region.mask, lambda_)
+    if region.feather is None:
+        return fused
+    return regions.composite(fused, reconstruction, regions.feathered(region.mask, region.feather))
+
+
+def single(bundle: Bundle, a: Tensor, b: Tensor, lambda_: float | list[float], region: Region | None = None) -> Image:
+    """C alone, at the bundle's size. `a`, `b`: (1, 3, S, S) in [-1, 1]."""
+    fused = within(bundle, a, b, lambda_, region) if region else bundle.fuse(a, b, lambda_)
+    return pictures.tile([[fused[0]]])
+
+
+def strip(bundle: Bundle, a: Tensor, b: Tensor, count: int, region: Region | None = None) -> Image:
+    """The paper's figure: the inputs in the first row, `count` fused images from A to B in the second."""
+    if region is None:
+        return strips(bundle, [(a, b)], count)
+    _check_count(count)
+    lambdas = torch.linspace(1, 0, count)[:, None].expand(count, bundle.elements)
+    many_a, many_b = (image.expand(count, -1, -1, -1) for image in (a, b))
+    steps = within(bundle, many_a, many_b, lambdas, region)
+    return pictures.tile([[a[0], *[None] * (count - 2), b[0]], list(steps)])
+
+
+def strips(bundle: Bundle, pairs: Sequence[tuple[Tensor, Tensor]], count: int) -> Image:
+    """The same for several pairs, one under the other."""
+    _check_count(count)
+    rows: list[list[Tensor | None]] = []
+    for a, b in pairs:
+        rows.append([a[0], *[None] * (count - 2), b[0]])
+        rows.append(list(pictures.strip(bundle.model, a[0], b[0], count)))
+    return pictures.tile(rows)
+
+
+def grid(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Image:
+    """One row per element: it alone moves from A to B, the others stay at A. The inputs come first."""
+    _check_count(count)
+    rows: list[list[Tensor | None]] = [[a[0], *[None] * (count - 2), b[0]]]
+    for element in range(bundle.elements):
+        lambdas = torch.ones(count, bundle.elements)
+        lambdas[:, element] = torch.linspace(1, 0, count)
+        z_a, z_b = (bundle.encode(image).expand(count, -1, -1, -1) for image in (a, b))
+        rows.append(list(bundle.model.fuse_latents(z_a, z_b, lambdas.to(bundle.device))))
+    return pictures.tile(rows)
+
+
+def save(picture: Image, path: Path) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    try:
+        with files.replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _check_count(count: int) -> None:
+    if count < 2:
+        raise UserError(f"--strip/--grid {count}: at least 2 images lead from A to B")

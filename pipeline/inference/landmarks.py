@@ -1,0 +1,94 @@
+"""Where a photograph's landmarks come from: its shard, a file beside it, or CelebA's alignment.
+
+Such a file is what `shard` writes beside each image: {"landmarks": {"lefteye": [x, y], ...}, "width": w, "height": h},
+in pixels of the photograph as displayed. All functions return them in pixels of the square picture that models see.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import UserError
+from pipeline.data.image_check import Crop
+from pipeline.models import regions
+from pipeline.models.regions import Landmarks
+
+Points = dict[str, tuple[float, float]]
+
+
+def fitted(landmarks: Landmarks, width: int, height: int, size: int, crop: int | None = None) -> Points:
+    """Landmarks of a photograph of `width` x `height`, moved as `images.fit` moves its pixels."""
+    side = min(crop or width, width, height)
+    move = Crop(round((width - side) / 2), round((height - side) / 2), size / side)
+    moved = {name: move.point(*landmarks[name]) for name in regions.POINTS}
+    return {name: (x, y) for name, (x, y) in moved.items()}
+
+
+def of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -> Points:
+    """Landmarks of an image of the shards, from its metadata; CelebA's usual ones where it has not all five."""
+    landmarks, width, height = (metadata.get(key, 0) for key in ("landmarks", "width", "height"))
+    if not all(_is_number(side) and side > 0 for side in (width, height)):
+        return usual(size, size, size)
+    if not isinstance(landmarks, dict) or not all(_is_point(landmarks.get(name)) for name in regions.POINTS):
+        return usual(width, height, size, crop)
+    return fitted(landmarks, width, height, size, crop)
+
+
+def usual(width: int, height: int, size: int, crop: int | None = None) -> Points:
+    """Landmarks of a photograph that is taken to be aligned as CelebA's are."""
+    return fitted(regions.celeba(width, height), width, height, size, crop)
+
+
+def of_photograph(
+    photograph: Path, width: int, height: int, size: int, crop: int | None = None, given: Path | None = None
+) -> Points | None:
+    """Landmarks of a photograph in a file; None where none are known.
+
+    Args:
+        width, height: of the photograph as displayed.
+        given: the file with its landmarks; None: the one of its name and the ending .json, where that has any.
+
+    Raises:
+        UserError: naming the file whose landmarks are missing or wrong.
+    """
+    beside = photograph.with_suffix(".json")
+    path = given or beside
+    if given is None and not beside.exists():
+        return None
+    try:
+        metadata = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path}: not JSON; landmarks are kept as in the shards' .json files") from None
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if given is None and not metadata.get("landmarks"):
+        return None
+    landmarks = _checked(path, metadata.get("landmarks"))
+    measured = (metadata.get("width", width), metadata.get("height", height))
+    if measured != (width, height):
+        raise UserError(
+            f"{path}: its landmarks are of a picture of {measured[0]} x {measured[1]}, "
+            f"but {photograph} is {width} x {height}"
+        )
+    return fitted(landmarks, width, height, size, crop)
+
+
+def _checked(path: Path, landmarks: Any) -> Landmarks:
+    if not isinstance(landmarks, dict):
+        raise UserError(f"{path}: landmarks: {', '.join(regions.POINTS)} are needed, each as [x, y]")
+    for name in regions.POINTS:
+        point = landmarks.get(name)
+        if not _is_point(point):
+            raise UserError(f"{path}: landmarks.{name}: [x, y] in pixels is needed, not {json.dumps(point)[:60]}")
+    return landmarks
+
+
+def _is_point(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(_is_number(each) for each in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,112 @@
+"""The element-effect matrix: which latent element changes which perceptual layer."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config.schema import CONTENT_LAYERS, LAYERS, STYLE_LAYERS
+from pipeline.evaluation.statistics import Array, Rows
+from pipeline.measures.distances import represented, represented_distances
+from pipeline.models.autoencoder import FusionAutoencoder, rolled
+from pipeline.models.perceptual import PerceptualNetwork
+
+DEAD = 0.05
+"""An element none of whose effects is larger does nothing."""
+
+
+@torch.no_grad()
+def flips(
+    model: FusionAutoencoder, perceptual: PerceptualNetwork, z_a: Tensor, z_b: Tensor, elements: int
+) -> tuple[Tensor, Tensor]:
+    """What flipping elements from A to B does to each layer, per pair.
+
+    Args:
+        model: in eval mode, on the device of `perceptual`.
+        z_a, z_b: (B, C, h, w).
+
+    Returns:
+        d(C_n, A') with element n alone flipped, (B, N, L), and d(B', A'), (B, L): squared distances as in the losses.
+    """
+    at_a = represented(perceptual(model.generator(z_a)))
+    whole = represented_distances(represented(perceptual(model.generator(z_b))), at_a)
+    moved = []
+    for element in range(elements):
+        lambda_ = torch.ones(elements, device=z_a.device)
+        lambda_[element] = 0
+        fused = perceptual(model.fuse_latents(z_a, z_b, lambda_))
+        moved.append(represented_distances(represented(fused), at_a))
+    return torch.stack(moved, dim=1), whole
+
+
+@torch.no_grad()
+def effect_matrix(
+    model: FusionAutoencoder, perceptual: PerceptualNetwork, batches: Iterable[Tensor], elements: int
+) -> Tensor:
+    """How far each element, flipped alone from A to B, moves each layer, relative to flipping all of them.
+
+    Args:
+        model: in eval mode, on the device of `perceptual`.
+        batches: (B, 3, S, S) in [-1, 1]; B is the batch rolled by one.
+
+    Returns:
+        (N, L) float32 on the CPU: root of the ratio of the mean squared distances d(C_n, A') / d(B', A').
+    """
+    device = next(model.parameters()).device
+    moved = torch.zeros(elements, len(LAYERS), dtype=torch.float64)
+    whole = torch.zeros(len(LAYERS), dtype=torch.float64)
+    for images in batches:
+        z_a = model.encoder(images.to(device))
+        by_element, by_all = flips(model, perceptual, z_a, rolled(z_a), elements)
+        moved += by_element.double().sum(dim=0).cpu()
+        whole += by_all.double().sum(dim=0).cpu()
+    return (moved / whole).sqrt().float()
+
+
+def effect_statistics(means: Rows) -> Rows:
+    """The effect matrix and what it amounts to.
+
+    Args:
+        means: `moved` (R, N, L) and `whole` (R, L), the means of what `flips` gives.
+
+    Returns:
+        `matrix` (R, N, L), `weakest` (R,) and, with one element per layer, the measures of `separation`.
+    """
+    squares = means["moved"] / means["whole"][..., None, :]
+    matrix = np.sqrt(squares)
+    found = {"matrix": matrix, "weakest": matrix.max(axis=-1).min(axis=-1)}
+    return found | separation(squares)
+
+
+def separation(squares: Array) -> Rows:
+    """How well elements keep to the layers that they own.
+
+    Args:
+        squares: (..., N, L), how much of each layer's change an element causes; not negative.
+
+    Returns:
+        {} unless N = L. Else, with their values where elements do not differ (chance):
+        own_shares (..., L): of a layer's change, summed over elements, the part of its owner; 1/N.
+        own_share (...): their mean.
+        block_style, block_content (...): of a style (content) layer's change the part of all style (content) elements.
+        leakages (..., N): of an element's change, summed over layers, the part off its own layer; 1 - 1/L.
+        leakage (...): their mean.
+    """
+    if squares.shape[-2] != squares.shape[-1]:
+        return {}
+    of_layer = squares / squares.sum(axis=-2, keepdims=True)
+    of_element = squares / squares.sum(axis=-1, keepdims=True)
+    own_shares = np.diagonal(of_layer, axis1=-2, axis2=-1)
+    leakages = 1 - np.diagonal(of_element, axis1=-2, axis2=-1)
+    blocks = {}
+    for name, layers in (("style", STYLE_LAYERS), ("content", CONTENT_LAYERS)):
+        places = [LAYERS.index(layer) for layer in layers]
+        blocks[f"block_{name}"] = of_layer[..., places, :][..., places].sum(axis=-2).mean(axis=-1)
+    means = {"own_share": own_shares.mean(axis=-1), "leakage": leakages.mean(axis=-1)}
+    return {"own_shares": own_shares, "leakages": leakages, **means, **blocks}
+
+
+def dead_elements(matrix: Array) -> list[int]:
+    """Elements, from 1, no effect of which is above DEAD: (N, L) -> numbers."""
+    return [int(element) + 1 for element in np.flatnonzero(~(matrix.max(axis=-1) > DEAD))]

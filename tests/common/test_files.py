@@ -1,0 +1,81 @@
+"""Files are whole or not there."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from running import file_size_limit, listing
+
+from pipeline.common import files
+
+
+def test_replacing_writes_the_file_with_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with files.replacing(tmp_path / "new" / "picture.png") as temporary:
+            assert temporary.parent == tmp_path / "new" and temporary.suffix == ".png"
+            assert temporary.name.startswith(".") and not (tmp_path / "new" / "picture.png").exists()
+            temporary.write_bytes(b"whole")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new" / "picture.png").read_bytes() == b"whole"
+    assert (tmp_path / "new" / "picture.png").stat().st_mode & 0o777 == 0o640
+    assert listing(tmp_path) == {"new", "new/picture.png"}
+
+
+def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "there" / "file.txt")
+    files.write_text(tmp_path / "link.txt", "new")
+    assert (tmp_path / "link.txt").is_symlink() and (tmp_path / "there" / "file.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "pipe"])
+def test_what_is_no_file_is_not_replaced(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(OSError, match="not a file" if path == "pipe" else "Is a directory"):
+        files.write_text(Path(path), "new")
+    assert Path("pipe").is_fifo() and listing(tmp_path) == {"pipe"}
+
+
+@pytest.mark.parametrize("stop", [OSError("disk"), KeyboardInterrupt()])
+def test_whatever_goes_wrong_leaves_what_was_there(tmp_path: Path, stop: BaseException) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise stop
+
+    with pytest.raises(type(stop)):
+        write()
+    assert path.read_text() == "old" and listing(tmp_path) == {"file.txt"}
+
+
+def test_no_room_leaves_what_was_there(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "file.txt", "old")
+    with file_size_limit(1000), pytest.raises(OSError, match=r"too large: .*file\.txt"):
+        files.write_text(tmp_path / "file.txt", "x" * 5000)
+    assert (tmp_path / "file.txt").read_text() == "old" and listing(tmp_path) == {"file.txt"}
+
+
+def test_json_is_sorted_and_refuses_what_is_not_json(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    files.write_json(path, {"b": 1, "a": [0.5, "ü"]})
+    assert json.loads(path.read_text()) == {"b": 1, "a": [0.5, "ü"]}
+    assert path.read_text().index('"a"') < path.read_text().index('"b"') and path.read_text().endswith("}\n")
+    before = path.read_text()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"a": float("nan")})
+    assert path.read_text() == before and listing(tmp_path) == {"values.json"}
+
+
+def test_sha256(tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()

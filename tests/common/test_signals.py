@@ -1,0 +1,126 @@
+"""What signals do, and when."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pipeline.common import signals
+from pipeline.common.errors import Interrupted
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in NUMBERS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", signals.PREEMPTIONS)
+def test_at_first_a_signal_ends_the_command_where_it_stands(number: int) -> None:
+    with pytest.raises(Interrupted, match=signal.Signals(number).name), signals.listening():
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_deferred_it_is_noted(number: int) -> None:
+    deferred = signals.Deferred()
+    with signals.listening():
+        deferred.start()
+        assert deferred.number == 0
+        os.kill(os.getpid(), number)
+        assert deferred.number == number
+        with pytest.raises(Interrupted), deferred.at_once():
+            raise AssertionError("one that was noted ends the block before it begins")
+        deferred.end()
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_block_in_between_may_be_ended(number: int) -> None:
+    deferred = signals.Deferred()
+    deferred.start()
+    with pytest.raises((Interrupted, KeyboardInterrupt)), deferred.at_once():
+        os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    assert deferred.number == number, "noted again, after it"
+
+
+@contextmanager
+def cleaning_up() -> Iterator[None]:
+    """A second signal arrives meanwhile, which disturbs nothing."""
+    try:
+        yield
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_wait_is_ended_once(number: int) -> None:
+    deferred = signals.Deferred()
+    deferred.start()
+    with deferred.waiting():
+        pass
+    with pytest.raises(Interrupted, match="the same command resumes") as caught, deferred.waiting(), cleaning_up():
+        os.kill(os.getpid(), number)
+    assert caught.value.number == number and deferred.number == signal.SIGTERM
+    with pytest.raises(Interrupted), deferred.waiting():
+        raise AssertionError("one that was noted ends the block before it begins")
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    deferred = signals.Deferred()
+    deferred.start()
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_request_from_a_thread_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_cause", None)
+    deferred = signals.Deferred()
+    deferred.start()
+    signals.request("the file STOP")
+    with pytest.raises(Interrupted, match="stopped by the file STOP; the same command resumes"), deferred.at_once():
+        pass
+
+
+def test_exit_codes() -> None:
+    assert Interrupted(signal.SIGINT).exit_code == 130
+    assert Interrupted(signal.SIGTERM).exit_code == Interrupted(signal.SIGUSR1).exit_code == 75
+    assert "SIGTERM" in str(Interrupted(signal.SIGTERM)) and not isinstance(Interrupted(signal.SIGTERM), Exception)
+
+
+BLOCKED = """
+import ctypes, os
+from pipeline import signals
+with signals.listening(), signals.leaving():
+    os.write(1, b"waiting\\n")
+    # Waits in C and begins again when a signal comes: Python's handlers do not run.
+    lock = ctypes.create_string_buffer(64)
+    library = ctypes.CDLL(None)
+    library.pthread_mutex_init(lock, None)
+    library.pthread_mutex_lock(lock)
+    library.pthread_mutex_lock(lock)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_wait_in_c_is_left_with_the_exit_code(number: int, code: int) -> None:
+    process = subprocess.Popen([sys.executable, "-c", BLOCKED], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"waiting\n"
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code and errors.startswith(b"latentfuse: stopped by"), (process.returncode, errors)

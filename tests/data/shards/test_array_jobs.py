@@ -1,0 +1,260 @@
+"""Many processes fill one folder: the same bytes as from one, nothing lost unnoticed, nobody in another's way."""
+
+import json
+import multiprocessing
+import os
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+from making import COUNT, hashes, jpeg
+
+from pipeline.cli import app as cli
+from pipeline.common.errors import UserError
+from pipeline.data.shards import array_jobs as parts
+from pipeline.data.shards.array_jobs import Part, locked
+from pipeline.data.shards.format import load_manifest
+from pipeline.data.shards.packing import Task
+from pipeline.data.shards.writing import Summary, write_shards
+from pipeline.data.source.celeba import Record
+
+SHARDS = 9
+"""Of 15, 4 and 4 images, by threes."""
+
+
+def write(source: Path, out: Path, part: str | None = None, **options: object) -> Summary:
+    options = {"split": "official", "samples_per_shard": 3, "workers": 1} | options
+    return write_shards(source, out, part=Part.parse(part) if part else None, **options)
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("expected")
+    summary = write(source, out)
+    assert sum(split.shards for split in summary.splits.values()) == SHARDS
+    return hashes(out)
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 7, SHARDS, SHARDS + 4])
+def test_any_number_of_parts_gives_the_same_bytes(
+    source: Path, tmp_path: Path, expected: dict[str, str], of: int
+) -> None:
+    summaries = [write(source, tmp_path, f"{number}/{of}") for number in reversed(range(1, of + 1))]
+    assert not list(tmp_path.glob("*/manifest.json"))
+    assert sum(summary.written for summary in summaries) == SHARDS
+    assert sum(summary.samples for summary in summaries) == COUNT
+    assert write(source, tmp_path, finish=True).written == 0
+    assert hashes(tmp_path) == expected
+    for number in range(1, of + 1):  # a part that is queued again by mistake changes nothing
+        assert write(source, tmp_path, f"{number}/{of}").written == 0
+    assert hashes(tmp_path) == expected
+
+
+def test_number_of_parts_may_change_between_runs(source: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    for part in ("2/3", "4/4", "1/2", "5/7"):
+        write(source, tmp_path, part)
+    with pytest.raises(UserError, match=r"1 of 9 shards missing .*; run --part 2/2, then"):
+        write(source, tmp_path, finish=True)
+    for part in ("1/1", "2/2"):
+        write(source, tmp_path, part)
+    write(source, tmp_path, finish=True)
+    assert hashes(tmp_path) == expected
+
+
+def test_a_whole_run_continues_parts(source: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    done = write(source, tmp_path, "1/3").written
+    assert write(source, tmp_path).written == SHARDS - done
+    assert hashes(tmp_path) == expected
+
+
+@pytest.mark.parametrize("of", [1, 2, 5, 64])
+def test_parts_are_balanced_and_cover_all(of: int) -> None:
+    """Also where splits are tiny: every part takes its turn through all of them."""
+    record = Record("a", "a.jpg")
+    tasks = {
+        split: [Task(Path(split) / f"{number}", (record,)) for number in range(count)]
+        for split, count in (("train", 21), ("validation", 1), ("test", 2))
+    }
+    shares = [Part(number, of).share(tasks) for number in range(1, of + 1)]
+    sizes = [sum(len(shards) for shards in share.values()) for share in shares]
+    assert sum(sizes) == 24 and max(sizes) - min(sizes) <= 1
+    for split, shards in tasks.items():
+        assert {task.path for share in shares for task in share[split]} == {task.path for task in shards}
+
+
+def test_lost_parts_are_named(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no plan\.json, so nothing to finish"):
+        write(source, tmp_path / "none", finish=True)
+    assert not (tmp_path / "none").exists()
+    for part in ("1/4", "3/4"):
+        write(source, tmp_path, part)
+    with pytest.raises(UserError) as caught:
+        write(source, tmp_path, finish=True)
+    lost = "train/shard-000001.tar, train/shard-000003.tar, validation/shard-000000.tar, test/shard-000000.tar"
+    assert str(caught.value) == (
+        f"{tmp_path}: 4 of 9 shards missing ({lost}); run --part 2/4, --part 4/4, then --finish again"
+    )
+    write(source, tmp_path, "2/4")
+    (tmp_path / "train" / "shard-000000.tar").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"run --part 1/4, --part 4/4, then --finish again"):
+        write(source, tmp_path, finish=True)
+    (tmp_path / "parts.json").write_text("{")
+    with pytest.raises(UserError, match="run every --part i/n"):
+        write(source, tmp_path, finish=True)
+    write(source, tmp_path, "1/1")
+    write(source, tmp_path, finish=True)
+    assert not (tmp_path / "parts.json").exists()
+
+
+def test_rejected_count_for_a_part_and_for_all(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number in range(12):
+        (root / f"{number:02d}.jpg").write_bytes(b"no picture" if number in (1, 3, 4) else jpeg(number))
+    out = tmp_path / "out"
+    options = {"split": "0.25", "samples_per_shard": 3}
+    with pytest.raises(UserError, match="2 images rejected, 1 allowed"):
+        write(root, out, "2/2", max_rejected=1, **options)
+    assert len(write(root, out, "2/2", max_rejected=2, **options).rejected) == 2
+    assert len(write(root, out, "1/2", max_rejected=2, **options).rejected) == 1
+    with pytest.raises(UserError, match="3 images rejected, 2 allowed"):
+        write(root, out, finish=True, max_rejected=2, **options)
+    assert not list(out.glob("*/manifest.json"))
+    assert len(write(root, out, finish=True, max_rejected=3, **options).rejected) == 3
+    assert len(load_manifest(out / "train").rejected) == 3
+
+
+def test_lock(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "LOCK_PATIENCE_SECONDS", 0.0)
+    with locked(tmp_path, shared=True):
+        write(source, tmp_path, "1/2")
+        for options in ({}, {"finish": True}):
+            with pytest.raises(UserError, match="another process is writing shards here"):
+                write(source, tmp_path, **options)
+    with locked(tmp_path, shared=False), pytest.raises(UserError, match="another process is writing shards here"):
+        write(source, tmp_path, "2/2")
+
+
+def test_a_part_removes_only_its_own_leftovers(source: Path, tmp_path: Path) -> None:
+    write(source, tmp_path, "1/9")
+    (tmp_path / "test").mkdir()
+    own = [tmp_path / "train" / name for name in (".shard-000002-ab.tmp.tar", ".shard-000002.index-ab.tmp.json")]
+    others = [
+        tmp_path / "train" / ".shard-000003-ab.tmp.tar",
+        tmp_path / "train" / ".shard-0000020-ab.tmp.tar",
+        tmp_path / "test" / ".shard-000000.index-ab.tmp.json",
+        tmp_path / ".plan-ab.tmp.json",
+        tmp_path / ".parts-ab.tmp.json",
+        tmp_path / "test" / ".manifest-ab.tmp.json",
+    ]
+    for path in own + others:
+        path.touch()
+    write(source, tmp_path, "3/9")
+    assert [path.exists() for path in own + others] == [False] * len(own) + [True] * len(others)
+    others[1].unlink()  # of a shard that no plan has
+    write(source, tmp_path)
+    assert not [path for path in others if path.exists()]
+
+
+def start_part(gate: Barrier, source: Path, out: Path, part: str, samples_per_shard: int) -> None:
+    gate.wait()
+    try:
+        write(source, out, part, samples_per_shard=samples_per_shard)
+    except UserError as error:
+        os._exit(2 if "samples_per_shard" in str(error) else 1)
+    os._exit(0)
+
+
+def test_parts_at_the_same_time(source: Path, tmp_path: Path, expected: dict[str, str]) -> None:
+    """Of many that start in one moment with two plans, those of one plan go on, the others are refused."""
+    context = multiprocessing.get_context("fork")
+    for attempt in range(6):
+        out = tmp_path / f"{attempt}"
+        gate = context.Barrier(6)
+        arguments = [(gate, source, out, f"{1 + i // 2}/3", 3 + i % 2) for i in range(6)]
+        processes = [context.Process(target=start_part, args=each) for each in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        codes = [process.exitcode for process in processes]
+        assert codes in ([0, 2] * 3, [2, 0] * 3), codes
+        samples = json.loads((out / "plan.json").read_text())["options"]["samples_per_shard"]
+        assert codes[samples - 3] == 0, "who wrote the plan goes on"
+        write(source, out, finish=True, samples_per_shard=samples)
+        if samples == 3:
+            assert hashes(out) == expected
+        assert not list(out.rglob(".*"))
+
+
+def test_file_system_without_links(
+    source: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write(source, tmp_path)
+    assert hashes(tmp_path) == expected
+
+
+def shard(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    """Run the command; its exit code, None for 0."""
+    monkeypatch.setattr("sys.argv", ["latentfuse", "shard", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code or None
+
+
+def test_command(
+    source: Path, tmp_path: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: object
+) -> None:
+    assert isinstance(capsys, pytest.CaptureFixture)
+    options = [source, tmp_path, "--split", "official", "--samples-per-shard", 3, "--workers", 1]
+    assert shard(monkeypatch, *options, "--part", "1/2") is None
+    assert capsys.readouterr().out.splitlines() == [
+        f"part 1/2 of train: 9 images in 3 shards (3 new) in {tmp_path / 'train'}",
+        f"part 1/2 of validation: 1 images in 1 shards (1 new) in {tmp_path / 'validation'}",
+        f"part 1/2 of test: 1 images in 1 shards (1 new) in {tmp_path / 'test'}",
+    ]
+    assert shard(monkeypatch, *options, "--finish") == 2
+    assert "run --part 2/2, then --finish again" in capsys.readouterr().err
+    assert shard(monkeypatch, *options, "--part", "2/2", "--json") is None
+    told = json.loads(capsys.readouterr().out)
+    assert (told["part"], told["written"], told["splits"]["train"]["content_hash"]) == ("2/2", 4, None)
+    assert shard(monkeypatch, *options, "--finish", "--json") is None
+    told = json.loads(capsys.readouterr().out)
+    assert (told["part"], told["samples"]) == (None, COUNT) and told["splits"]["train"]["content_hash"]
+    assert hashes(tmp_path) == expected
+
+
+@pytest.mark.parametrize("part", ["0/4", "5/4", "x", "1", "1/0", "-1/4", "1/4/2", "", "1.5/2", "1/٤"])
+def test_parts_that_are_none(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: object, part: str
+) -> None:
+    assert isinstance(capfd, pytest.CaptureFixture)
+    assert shard(monkeypatch, source, tmp_path / "out", f"--part={part}") == 2
+    error = f"latentfuse: --part {part}: i/n with i from 1 to n wanted, as --part 1/4\n"
+    assert capfd.readouterr().err == error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("out", "--part", "1/2", "--finish"), "--finish alone"),
+        (("--index-only", "--part", "1/2"), "leave out --part"),
+        (("--index-only", "--finish"), "leave out --finish"),
+        (("out", "--index-only"), "leave out out"),
+        (("--index-only", "--no-validate"), "leave out --no-validate"),
+        (("--index-only", "--image-size", "64"), "leave out --image-size"),
+        (("--index-only", "--split", "official"), "leave out --split"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: object, arguments: list[str], named: str
+) -> None:
+    assert isinstance(capsys, pytest.CaptureFixture)
+    assert shard(monkeypatch, source, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error

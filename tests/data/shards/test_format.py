@@ -1,0 +1,202 @@
+"""Finished shards: read by anyone, at random and in other processes, and damage is named."""
+
+import errno
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from making import FACES, REPOSITORY, read_all
+
+from pipeline.common.errors import UserError
+from pipeline.data.shards.format import ShardError, ShardIndex, ShardReader, load_manifest
+from pipeline.data.shards.verifying import verify
+from pipeline.data.shards.writing import write_shards
+
+
+def test_plain_webdataset_and_tar_read_them(source: Path, folder: Path) -> None:
+    samples = read_all(folder)
+    assert list(samples) == [f"{number:06d}" for number in range(1, 19)]
+    for key, (image, metadata) in samples.items():
+        assert image == (source / "img_align_celeba" / f"{key}.jpg").read_bytes()
+        assert metadata == {
+            "attributes": {"Male": 1, "Young": -1},
+            "file": f"{key}.jpg",
+            "height": 48,
+            "landmarks": {"lefteye": [10, 14], "nose": [29, 33]},
+            "width": 40,
+        }
+    tar = folder / "shard-000000.tar"
+    listed = subprocess.run(["tar", "tf", tar], check=True, capture_output=True, text=True)
+    expected = [f"{number:06d}.{ending}" for number in range(1, 6) for ending in ("jpg", "json")]
+    assert listed.stdout.splitlines() == expected and listed.stderr == ""
+    assert tar.read_bytes() == tarfile_bytes(tar)
+
+
+def tarfile_bytes(tar: Path) -> bytes:
+    """The same members written by the standard library."""
+    stream = io.BytesIO()
+    with tarfile.open(tar) as old, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as new:
+        for member in old:
+            plain = tarfile.TarInfo(member.name)
+            plain.size = member.size
+            new.addfile(plain, old.extractfile(member))
+    return stream.getvalue()
+
+
+def test_reader_agrees_with_webdataset(folder: Path) -> None:
+    samples = read_all(folder)
+    reader = pickle.loads(pickle.dumps(ShardReader(folder)))
+    assert len(reader) == len(samples) == load_manifest(folder).samples
+    order = list(range(len(reader)))
+    random.Random(0).shuffle(order)
+    for i in order:
+        key, image = reader.read(i)
+        assert (image, reader.metadata(i)) == samples[key]
+        located = reader.index.locate(i)
+        assert (located.key, located.extension, located.width, located.height) == (key, "jpg", 40, 48)
+        assert (folder / located.shard).read_bytes()[located.offset :][: located.length] == image
+    with pytest.raises(IndexError):
+        reader.read(len(reader))
+    with pytest.raises(IndexError):
+        reader.index.locate(-1)
+
+
+def read_in_child(reader: ShardReader) -> list[str]:
+    return [reader.read(i)[0] for i in range(len(reader))]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_reader_in_other_processes(folder: Path, method: str) -> None:
+    reader = ShardReader(folder)
+    keys = read_in_child(reader)  # opens the files before the fork
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(read_in_child, [reader, reader]) == [keys, keys]
+
+
+def test_reader_holds_few_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.shards.format.OPEN_SHARDS", 2)
+    reader = ShardReader(folder)
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    for i in [0, 5, 10, 15, 0, 6, 11]:
+        assert reader.read(i)[0] == f"{i + 1:06d}"
+    assert len(reader._open) == 2
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        del reader
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_manifest(folder: Path) -> None:
+    manifest = load_manifest(folder)
+    assert (manifest.kind, manifest.split, manifest.samples, manifest.rejected) == ("written", "train", 18, ())
+    assert [(shard.file, shard.samples) for shard in manifest.shards] == [
+        (f"shard-{number:06d}.tar", samples) for number, samples in enumerate([5, 5, 5, 3])
+    ]
+    for shard in manifest.shards:
+        content = (folder / shard.file).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.bytes, shard.sha256)
+    assert json.loads((folder / "manifest.json").read_text())["content_hash"] == manifest.content_hash
+    assert manifest.content_hash != load_manifest(folder.parent / "test").content_hash
+
+
+def test_reader_names_what_a_file_system_refuses(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(*_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    reader = ShardReader(folder)
+    reader.read(6)
+    monkeypatch.setattr("os.preadv", stale)
+    for read in (reader.read, reader.metadata):
+        with pytest.raises(ShardError, match="sample 000007: the shard cannot be read: Stale"):
+            read(6)
+
+
+def test_reader_names_shard_and_key_of_damage(folder: Path) -> None:
+    located = ShardIndex.load(folder).locate(6)
+    tar = folder / located.shard
+    content = bytearray(tar.read_bytes())
+    content[located.offset + 30] ^= 4
+    content[located.meta_offset + 3] ^= 4
+    tar.write_bytes(content)
+    reader = ShardReader(folder)
+    for read in (reader.read, reader.metadata):
+        with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: damaged"):
+            read(6)
+    content[located.offset - 500] ^= 4  # in the name, which only other readers need
+    tar.write_bytes(content)
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: its tar header is damaged"):
+        ShardReader(folder).read(6)
+    first = ShardIndex.load(folder).locate(5)
+    tar.write_bytes(content[: first.offset - 512])  # between two samples
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000006: the tar ends"):
+        ShardReader(folder).read(5)
+    tar.write_bytes(content[: located.offset])
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: the tar ends"):
+        ShardReader(folder).read(6)
+    tar.unlink()
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 000007: the shard cannot be read"):
+        ShardReader(folder).read(6)
+    shutil.copy(folder / "shard-000000.index.json", folder / "shard-000001.index.json")
+    with pytest.raises(ShardError, match=r"shard-000001\.index\.json"):
+        ShardReader(folder)
+
+
+def test_bad_manifests(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_manifest(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"but in .*train; name that folder"):
+        load_manifest(folder.parent)
+    path = folder / "manifest.json"
+    value = json.loads(path.read_text())
+    for change, message in [
+        ({"schema": 99}, "schema 99"),
+        ({"samples": 17}, "counts"),
+        ({"content_hash": "0" * 64}, "content hash"),
+        ({"shards": [{}]}, "damaged"),
+    ]:
+        path.write_text(json.dumps(value | change))
+        with pytest.raises(UserError, match=message):
+            load_manifest(folder)
+    path.write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load_manifest(folder)
+
+
+def test_no_torch() -> None:
+    modules = [
+        "annotations",
+        "celeba",
+        "encoded",
+        "indexing",
+        "packing",
+        "pool",
+        "shards",
+        "splits",
+        "tar",
+        "verifying",
+        "writing",
+    ]
+    code = f"import sys, {', '.join('pipeline.data.' + name for name in modules)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
+
+
+def test_real_faces(tmp_path: Path) -> None:
+    if not FACES.is_dir():
+        pytest.skip(f"no real faces: {FACES} is absent")
+    summary = write_shards(FACES, tmp_path / "out", split="official", image_size=None, workers=2)
+    assert {name: split.samples for name, split in summary.splits.items()} == {"train": 14_000, "test": 1_000}
+    assert summary.rejected == ()
+    reader = ShardReader(tmp_path / "out" / "test")
+    assert len(reader) == 1_000 and len(read_all(tmp_path / "out" / "test")) == 1_000
+    assert set(reader.metadata(999)["landmarks"]) == {"lefteye", "righteye", "nose", "leftmouth", "rightmouth"}
+    assert verify(tmp_path / "out" / "test", workers=2).ok

@@ -1,0 +1,349 @@
+"""Pictures of fused faces: where each image is in them, and what it is; and regions of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import Trained, file_size_limit, latentfuse, listing
+from torch import Tensor
+
+import pipeline
+from pipeline.common.errors import UserError
+from pipeline.data import images
+from pipeline.inference import fuse, landmarks
+from pipeline.inference.bundle import Bundle
+from pipeline.inference.pictures import GAP
+from pipeline.models import regions
+
+SIDE = 32
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Trained) -> Bundle:
+    return pipeline.load_bundle(trained.bundle)
+
+
+@pytest.fixture(scope="module")
+def pair(trained: Trained, bundle: Bundle) -> tuple[Tensor, Tensor]:
+    a, b = trained.photographs
+    return bundle.load_image(a), bundle.load_image(b)
+
+
+def tile(picture: Image.Image, row: int, column: int) -> np.ndarray:
+    top, left = row * (SIDE + GAP), column * (SIDE + GAP)
+    return np.asarray(picture)[top : top + SIDE, left : left + SIDE]
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """(1, 3, S, S) in [-1, 1] -> (S, S, 3) uint8, independently of the code under test."""
+    values = (image[0].double().numpy().transpose(1, 2, 0) + 1) * 127.5
+    return np.rint(values).clip(0, 255).astype(np.uint8)
+
+
+def assert_same(shown: np.ndarray, image: Tensor) -> None:
+    assert np.abs(shown.astype(int) - pixels(image)).max() <= 1
+
+
+def test_one_number_or_one_for_each() -> None:
+    assert fuse.parse_lambda("0.5") == 0.5
+    assert fuse.parse_lambda("1,0.5, 0,0,1e-1") == [1, 0.5, 0, 0, 0.1]
+    for text in ("", "a", "1,", "1;0", "0.5,,1"):
+        with pytest.raises(UserError, match="expected numbers"):
+            fuse.parse_lambda(text)
+
+
+def test_a_single_picture_is_the_fused_image(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    out = tmp_path / "new folder" / "c.png"
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, "--lambda", "1,0.5,0,0,1", "-o", out)
+    assert result.code == 0 and result.out.strip() == str(out) and not result.errors
+    with Image.open(out) as picture:
+        assert picture.format == "PNG" and picture.size == (SIDE, SIDE)
+        assert_same(np.asarray(picture), bundle.fuse(*pair, [1, 0.5, 0, 0, 1]))
+
+
+def test_without_a_choice_both_halves_count_alike(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, "-o", tmp_path / "c.png").code == 0
+    with Image.open(tmp_path / "c.png") as picture:
+        assert_same(np.asarray(picture), bundle.fuse(*pair, 0.5))
+
+
+def test_the_strip_is_the_papers_figure(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+    picture = fuse.strip(bundle, *pair, 6)
+    assert picture.size == (6 * SIDE + 5 * GAP, 2 * SIDE + GAP)
+    assert_same(tile(picture, 0, 0), pair[0])
+    assert_same(tile(picture, 0, 5), pair[1])
+    assert all((tile(picture, 0, column) == 255).all() for column in range(1, 5))
+    for column, lambda_ in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
+        assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_))
+
+
+def test_each_row_of_the_grid_moves_one_element(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+    picture = fuse.grid(bundle, *pair, 3)
+    assert picture.size == (3 * SIDE + 2 * GAP, 6 * SIDE + 5 * GAP)
+    assert_same(tile(picture, 0, 0), pair[0])
+    assert_same(tile(picture, 0, 2), pair[1])
+    for element in range(5):
+        for column, moved in enumerate((1, 0.5, 0)):
+            lambdas = [1.0] * 5
+            lambdas[element] = moved
+            assert_same(tile(picture, element + 1, column), bundle.fuse(*pair, lambdas))
+
+
+def test_content_style_takes_content_from_a_and_style_from_b(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    arguments = ("--preset", "content-style", "-o", tmp_path / "swap.png")
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
+    with Image.open(tmp_path / "swap.png") as picture:
+        assert_same(np.asarray(picture), bundle.fuse(*pair, [0, 0, 0, 1, 1]))
+
+
+def test_strip_and_grid_on_the_command_line(trained: Trained, tmp_path: Path) -> None:
+    for arguments, size in ((("--strip", 4), (4 * SIDE + 3 * GAP, 66)), (("--grid",), (6 * SIDE + 5 * GAP, 202))):
+        assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", tmp_path / "p.png").code == 0
+        with Image.open(tmp_path / "p.png") as picture:
+            assert picture.size == size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--lambda=2",), "2 is outside"),
+        (("--lambda=-0.1",), "-0.1 is outside"),
+        (("--lambda=nan",), "nan is outside"),
+        (("--lambda=1,0",), "2 values"),
+        (("--lambda=half",), "expected numbers"),
+        (("--lambda=",), "expected numbers"),
+        (("--strip", "1"), "at least 2"),
+        (("--strip", "-3"), "at least 2"),
+        (("--preset", "swap"), "known are: content-style"),
+        (("--grid", "--strip", "3"), "give one of them"),
+        (("--lambda", "1", "--preset", "content-style"), "give one of them"),
+        (("--device", "tpu"), "--device tpu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_drawn_is_refused(
+    trained: Trained, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", tmp_path / "c.png")
+    result.assert_one_line(message)
+    assert not listing(tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu_where_one_was_asked_for(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("--device", "cuda", "-o", tmp_path / "c.png")
+    latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).assert_one_line("no GPU")
+    assert not listing(tmp_path)
+
+
+def test_a_preset_needs_the_layerwise_reading(bundle: Bundle) -> None:
+    fusion = bundle.config.fusion.model_copy(update={"reading": "shared"})
+    other = Bundle.__new__(Bundle)
+    other.config = bundle.config.model_copy(update={"fusion": fusion})
+    with pytest.raises(UserError, match="layerwise"):
+        fuse.preset("content-style", other)
+
+
+@pytest.mark.parametrize("limit", [40, 400])
+def test_no_room_leaves_the_picture_that_was_there(trained: Trained, tmp_path: Path, limit: int) -> None:
+    out = tmp_path / "c.png"
+    out.write_bytes(b"old")
+    with file_size_limit(limit):
+        result = latentfuse("fuse", trained.bundle, *trained.photographs, "-o", out)
+    result.assert_one_line(str(out), "cannot be written")
+    assert out.read_bytes() == b"old" and listing(tmp_path) == {"c.png"}
+
+
+def test_ctrl_c_while_writing_leaves_nothing(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Image.Image, path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", interrupt)
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, "-o", tmp_path / "c.png")
+    result.assert_one_line("Ctrl-C", code=130)
+    assert not listing(tmp_path)
+
+
+def test_any_size_of_photograph(bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    image = images.to_pillow(images.to_uint8(pair[0][0]))
+    wide = Image.new("RGB", (96, SIDE), "white")
+    wide.paste(image, (SIDE, 0))  # the centre square is the photograph itself
+    wide.save(tmp_path / "wide.png")
+    assert (bundle.load_image(tmp_path / "wide.png") - pair[0]).abs().max() < 1e-6
+    image.resize((500, 500), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    assert (bundle.load_image(tmp_path / "large.png") - pair[0]).abs().mean() < 0.05
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """In grey levels of 256."""
+    return float((one - other).abs().max()) * 127.5
+
+
+@pytest.fixture
+def photographs(trained: Trained, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies, beside which landmarks may be put."""
+    a, b = (tmp_path / "in" / name for name in ("a.jpg", "b.jpg"))
+    a.parent.mkdir()
+    for copy, original in zip((a, b), trained.photographs, strict=True):
+        copy.write_bytes(original.read_bytes())
+    return a, b
+
+
+LANDMARKS = {"lefteye": [12, 30], "righteye": [26, 30], "nose": [19, 36], "leftmouth": [13, 42], "rightmouth": [25, 42]}
+
+
+def test_a_named_region_is_fused_where_the_landmarks_are(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], photographs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, beside, elsewhere = tmp_path / "c.png", photographs[0].with_suffix(".json"), tmp_path / "marks.json"
+    elsewhere.write_text(json.dumps({"landmarks": LANDMARKS}))
+
+    def mouth(*arguments: object, notice: str = "") -> np.ndarray:
+        result = latentfuse("fuse", trained.bundle, *photographs, "--region", "mouth", *arguments, "-o", out)
+        assert (result.code, result.errors) == (0, notice), result
+        with Image.open(out) as picture:
+            return np.asarray(picture)
+
+    found = landmarks.fitted(LANDMARKS, 40, 48, SIDE)
+    usual = landmarks.fitted(regions.celeba(40, 48), 40, 48, SIDE)
+    here, there = (bundle.fuse(*pair, 0, regions.mask("mouth", points, SIDE)) for points in (found, usual))
+    assert difference(here, there) > 3, "the places tell the pictures apart"
+    place = "--region mouth is where CelebA's alignment has it; --landmarks FILE places it"
+    notice = f"fuse: {photographs[0]} has no landmarks: {place}\n"
+    assert_same(mouth(notice=notice), there)
+    assert_same(mouth("--landmarks", elsewhere), here)
+    beside.write_text(elsewhere.read_text())
+    assert_same(mouth(), here)
+    lambdas = [0, 0.3, 1, 0, 0.5]
+    part = bundle.fuse(*pair, lambdas, regions.mask("mouth", found, SIDE))
+    assert_same(mouth("--lambda", ",".join(map(str, lambdas))), part)
+    swap = bundle.fuse(*pair, [0, 0, 0, 1, 1], regions.mask("mouth", found, SIDE))
+    assert_same(mouth("--preset", "content-style"), swap)
+    beside.write_text("{")
+    result = latentfuse("fuse", trained.bundle, *photographs, "--region", "mouth", "-o", out)
+    result.assert_one_line(str(beside), "not JSON")
+
+
+def test_a_feather_leaves_the_rest_as_it_was(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    back = bundle.generate(bundle.encode(pair[0]))
+    left = regions.mask("left", {}, SIDE)
+    arguments = ("--region", "left", "--feather", "3", "-o", tmp_path / "c.png")
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
+    fused = fuse.within(bundle, *pair, 0.0, fuse.Region(left, 3))
+    with Image.open(tmp_path / "c.png") as picture:
+        assert_same(np.asarray(picture), fused)
+    assert torch.equal(fused[..., 19:], back[..., 19:])
+    assert torch.equal(fused[..., :13], bundle.fuse(*pair, 0.0, left)[..., :13])
+    sharp = fuse.within(bundle, *pair, 0.0, fuse.Region(left, 0))
+    assert torch.equal(sharp[..., 16:], back[..., 16:]) and difference(sharp[..., 14:16], back[..., 14:16]) > 3
+
+
+@pytest.mark.parametrize(("size", "mode"), [((32, 32), "L"), ((100, 100), "RGB"), ((40, 48), "L"), ((64, 64), "1")])
+def test_a_mask_is_white_where_b_enters(
+    trained: Trained,
+    bundle: Bundle,
+    pair: tuple[Tensor, Tensor],
+    tmp_path: Path,
+    size: tuple[int, int],
+    mode: str,
+) -> None:
+    width, height = size
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[:, : width // 2] = 255
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "mask.png")
+    mask = fuse.masked_region(bundle, tmp_path / "mask.png", trained.photographs[0]).mask
+    assert (mask[:, :15] == 1).all() and (mask[:, 17:] == 0).all()  # resizing may blur the edge
+    assert mask[:, 15].min() > 0.8 and mask[:, 16].max() < 0.2
+    arguments = ("--mask", tmp_path / "mask.png", "-o", tmp_path / "c.png")
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
+    with Image.open(tmp_path / "c.png") as picture:
+        assert_same(np.asarray(picture), bundle.fuse(*pair, 0, mask))
+
+
+def test_a_mask_of_the_size_of_a_is_cropped_as_a_is(trained: Trained, bundle: Bundle, tmp_path: Path) -> None:
+    pixels = np.zeros((48, 40), np.uint8)
+    pixels[:4] = 255  # the crop leaves it out
+    pixels[10:24] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    mask = fuse.masked_region(bundle, tmp_path / "mask.png", trained.photographs[0]).mask
+    assert mask[:4].max() == 0 and mask[6:15].min() == 1 and mask[18:].max() == 0  # rows 10 to 23 of 4 to 43
+
+
+def test_the_strip_of_a_region(trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    arguments = ("--region", "right", "--strip", "3", "-o", tmp_path / "p.png")
+    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
+    with Image.open(tmp_path / "p.png") as picture:
+        assert_same(tile(picture, 0, 0), pair[0])
+        assert_same(tile(picture, 0, 2), pair[1])
+        for column, lambda_ in enumerate((1, 0.5, 0)):
+            assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_, regions.mask("right", {}, SIDE)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--region", "ears"), "known are: eyes, nose, mouth, hair, left, right"),
+        (("--region", "eyes", "--mask", "m.png"), "give one of them"),
+        (("--region", "eyes", "--grid"), "--grid shows whole pictures"),
+        (("--mask", "m.png", "--grid"), "--grid shows whole pictures"),
+        (("--landmarks", "l.json"), "none is given"),
+        (("--feather", "2"), "none is given"),
+        (("--region", "eyes", "--landmarks", "l.json"), "l.json: No such file"),
+        (("--mask", "m.png"), "m.png: No such file"),
+        (("--mask", "black.png"), "black.png: has no white in it"),
+        (("--mask", "wide.png"), "wide.png: 40 x 30 pixels; a mask is a square, or 40 x 48"),
+        (("--mask", "text.png"), "text.png: not a readable image"),
+        (("--region", "hair", "--landmarks", "high.json"), "--region hair: lies outside of the picture"),
+        (("--region", "left", "--strip", "1"), "at least 2"),
+        (("--region", "left", "--lambda", "2"), "2 is outside"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_a_region_is_refused(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (32, 32)).save("black.png")
+    Image.new("L", (40, 30), 255).save("wide.png")
+    Path("text.png").write_text("no picture")
+    high = {name: [2 * x - 20, y - 28] for name, (x, y) in LANDMARKS.items()}
+    Path("high.json").write_text(json.dumps({"landmarks": high}))
+    before = listing(tmp_path)
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", tmp_path / "c.png")
+    result.assert_one_line(message)
+    assert listing(tmp_path) == before
+
+
+def test_a_mask_that_does_not_fit_is_refused(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+    for mask, message in (
+        (torch.ones(SIDE, SIDE + 1), r"mask: shape \(32, 33\)"),
+        (torch.ones(2, SIDE, SIDE), r"\(1, 32, 32\) is needed"),
+        (torch.full((SIDE, SIDE), 1.5), r"must be in \[0, 1\]"),
+        (torch.full((SIDE, SIDE), torch.nan), r"must be in \[0, 1\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bundle.fuse(*pair, 0.5, mask)
+
+
+def test_regions_of_a_batch_come_with_what_they_are_compared_with(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+    a, b = torch.cat(pair), torch.cat(pair).flip(0)
+    masks = torch.stack([regions.mask(name, {}, SIDE) for name in ("left", "right")])
+    back, fused = bundle.fuse_region(a, b, masks)
+    assert torch.equal(back, bundle.generate(bundle.encode(a)))
+    assert torch.equal(fused, bundle.fuse(a, b, 0.0, masks))
+    inside = ((fused - back).abs().mean(1) * masks).sum() / masks.sum()
+    outside = ((fused - back).abs().mean(1) * (1 - masks)).sum() / (1 - masks).sum()
+    assert outside < 0.2 * inside
+    assert torch.equal(bundle.fuse_region(a, b, 0 * masks)[1], back)
