@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 
 from pipeline.cli.bench.flops import per_image
-from pipeline.config.schema import TrackingConfig, divisors, load
+from pipeline.common.numbers import divisors
+from pipeline.config.load import load
+from pipeline.config.schema import TrackingConfig
 from pipeline.data.shards.format import OPEN_SHARDS
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.discriminator import Discriminator

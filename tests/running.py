@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline.cli import app as cli
 from pipeline.cli import workflow
-from pipeline.config import schema as configuration
+from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 from pipeline.data.loading.loader import MicroBatch, micro_batches
 from pipeline.data.shards.writing import write_shards

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from pipeline.common.devices import check_device, slow_precision, unsupported_gpu
 from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.data.shards.format import ShardReader, load_manifest
 from pipeline.models.perceptual import PerceptualNetwork
-from pipeline.training.runtime import check_device, slow_precision, unsupported_gpu
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "tensorboard")
 MIN_FREE_GIB = 5.0

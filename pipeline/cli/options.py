@@ -24,7 +24,7 @@ Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 def configuration(path: Path | None, overrides: list[str] | None, dry_run: bool = False) -> "Config":
     """The configuration of a file and its overrides; with `dry_run` printed, and that is all."""
-    from pipeline.config import schema as config
+    from pipeline.config import load as config
 
     try:
         resolved = config.load(path, overrides)
@@ -41,8 +41,8 @@ def configuration(path: Path | None, overrides: list[str] | None, dry_run: bool 
 def open_bundle(path: Path, device: str) -> Any:
     """The bundle in a folder, on cpu or cuda."""
     with importing():
+        from pipeline.common.devices import check_device
         from pipeline.inference.bundle import load_bundle
-        from pipeline.training.runtime import check_device
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: cpu or cuda")

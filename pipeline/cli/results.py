@@ -19,8 +19,8 @@ def export(
 ) -> None:
     """Export a checkpoint as a bundle: safetensors, config.json, model card."""
     with importing():
-        from pipeline.inference.bundle import export_bundle
         from pipeline.training.checkpoint import find
+        from pipeline.training.export import export_bundle
 
     found = find(source)
     export_bundle(found, out, max_shard_size)
@@ -71,7 +71,7 @@ def features(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("features.png"),
 ) -> None:
     """Draw what each layer of the perceptual network sees."""
-    from pipeline.config import schema as config
+    from pipeline.config import load as config
 
     perceptual = config.validate({"perceptual": {"arch": arch, "weights": weights}}, "features").perceptual
     with importing():

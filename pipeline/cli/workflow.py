@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL.Image import Resampling
 
+from pipeline.common.devices import slow_precision
 from pipeline.common.errors import LostRank, UserError
 from pipeline.config.schema import Config
 from pipeline.data.loading import cache
@@ -21,10 +22,11 @@ from pipeline.inference import bundle as bundles
 from pipeline.inference import fuse
 from pipeline.training import checkpoint, loop
 from pipeline.training.context import Setup
+from pipeline.training.export import export_bundle, provenance
 from pipeline.training.fusion import FusionStage
 from pipeline.training.heartbeat import leave
 from pipeline.training.pretrain import PretrainStage
-from pipeline.training.runtime import Runtime, slow_precision
+from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
 
 STRIPS, SHOWN_SIDE = 4, 128
@@ -194,8 +196,8 @@ def _finish(config: Config, runtime: Runtime) -> None:
         "TensorBoard": config.run_dir / "tensorboard",
     }
     found = checkpoint.find(loop.checkpoint_folder(config, "train"))
-    if _trained(made["bundle"]) != bundles.provenance(found):
-        bundles.export_bundle(found, made["bundle"])
+    if _trained(made["bundle"]) != provenance(found):
+        export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)
     bundle = bundles.load_bundle(made["bundle"], runtime.device)
     data = bundle.config.data.model_copy(update={"max_bad_samples": config.data.max_bad_samples})

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.common.errors import UserError
+
 
 @contextmanager
 def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
@@ -66,3 +68,12 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def os_errors_named(path: Path) -> Iterator[None]:
+    """Turn an OSError (disk full, read-only) into a UserError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: {error.strerror or error}; fix that and run again") from None

@@ -20,8 +20,3 @@ def describe(error: Any, root: type[BaseModel]) -> str:
     if error["type"] == "value_error":
         return f"{location}.{message}" if location else message
     return f"{location}: {message}, not {error['input']!r}"
-
-
-def divisors(number: int) -> list[int]:
-    """What a batch of `number` images can be split into, from 1 up."""
-    return [d for d in range(1, number + 1) if number % d == 0]

@@ -4,7 +4,6 @@ import io
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from pipeline.data import orientation
+from pipeline.data.images import Crop
 
 MINIMUM_SIDE = 16
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png"}
@@ -43,22 +43,6 @@ class EncodedImage(NamedTuple):
     extension: str
     width: int
     height: int
-
-
-@dataclass(frozen=True)
-class Crop:
-    """From displayed pixels of the original to pixels of the crop: shift by (left, top), then scale."""
-
-    left: int
-    top: int
-    scale: float
-
-    def point(self, x: float, y: float) -> list[float]:
-        """Pixel coordinates (centres at whole numbers) in the crop, to a hundredth of a pixel."""
-        return [
-            round((x - self.left + 0.5) * self.scale - 0.5, 2),
-            round((y - self.top + 0.5) * self.scale - 0.5, 2),
-        ]
 
 
 def check(data: bytes) -> EncodedImage:

@@ -1,6 +1,7 @@
 """Photographs as tensors: decode, crop, resize, scale to [-1, 1] and back."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,22 @@ MIN_SIDE = 16
 """Pictures with a side of fewer pixels are refused: there is no face in them."""
 NATIVE_RESIZE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 """Whether torch resizes uint8 as it is, without a detour over float32; torchvision asks the same."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """From displayed pixels of the original to pixels of the crop: shift by (left, top), then scale."""
+
+    left: int
+    top: int
+    scale: float
+
+    def point(self, x: float, y: float) -> list[float]:
+        """Pixel coordinates (centres at whole numbers) in the crop, to a hundredth of a pixel."""
+        return [
+            round((x - self.left + 0.5) * self.scale - 0.5, 2),
+            round((y - self.top + 0.5) * self.scale - 0.5, 2),
+        ]
 
 
 def decode(data: bytes | memoryview, name: object) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.faces import Faces
-from pipeline.evaluation.statistics import Rows
 from pipeline.inference import landmarks
+from pipeline.measures.rows import Rows
 from pipeline.models import regions
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from pipeline.common.errors import UserError
 from pipeline.evaluation.output import PER_IMAGE, read_rows
 from pipeline.evaluation.sections import OF_FACES, STATISTICS
-from pipeline.evaluation.statistics import Rows, draws, interval, plain, value
+from pipeline.evaluation.statistics import draws, interval, plain, value
 from pipeline.evaluation.table import interval as as_interval
 from pipeline.evaluation.table import number
+from pipeline.measures.rows import Rows
 
 ALIKE = {
     "version": "definitions (version)",

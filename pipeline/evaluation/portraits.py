@@ -15,8 +15,8 @@ from pipeline.common.progress import progress
 from pipeline.config.schema import LAYERS
 from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.realism import Eye
-from pipeline.evaluation.statistics import Rows
 from pipeline.measures.distances import Point, named, perceptual_point
+from pipeline.measures.rows import Rows
 from pipeline.models import losses
 from pipeline.models.perceptual import PerceptualNetwork
 

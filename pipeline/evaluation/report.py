@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import pipeline
+from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import UserError
-from pipeline.common.memory import keep_freed_memory
 from pipeline.common.progress import progress
 from pipeline.config.schema import LAYERS
 from pipeline.data.loading.loader import FaceImages
@@ -23,11 +23,12 @@ from pipeline.evaluation.portraits import portraits
 from pipeline.evaluation.pose import pose, yaw
 from pipeline.evaluation.realism import Eye, eye, realism
 from pipeline.evaluation.shapley import MOST_ELEMENTS
-from pipeline.evaluation.statistics import Rows, summarised
+from pipeline.evaluation.statistics import summarised
 from pipeline.evaluation.table import as_table
 from pipeline.inference.bundle import Bundle
 from pipeline.measures.distances import named
 from pipeline.measures.effects import dead_elements
+from pipeline.measures.rows import Rows
 from pipeline.models import regions
 from pipeline.models.perceptual import PerceptualNetwork
 

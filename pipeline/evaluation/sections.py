@@ -9,10 +9,11 @@ from pipeline.common.progress import progress
 from pipeline.evaluation import areas, shapley
 from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.pose import pose_statistics
-from pipeline.evaluation.statistics import Rows, Statistic, as_means
+from pipeline.evaluation.statistics import Statistic, as_means
 from pipeline.inference.bundle import Bundle
 from pipeline.measures import effects, path
 from pipeline.measures.distances import Point, perceptual_point, pixel_point
+from pipeline.measures.rows import Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
 STATISTICS: dict[str, Statistic] = {

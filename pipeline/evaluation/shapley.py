@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.statistics import Rows
 from pipeline.measures.distances import represented, represented_distances
 from pipeline.measures.mixing import fused_at
+from pipeline.measures.rows import Rows
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import PerceptualNetwork
 

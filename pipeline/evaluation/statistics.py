@@ -5,11 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Rows = dict[str, Array]
-"""Name -> (n, ...): one value, or one small array, per image or pair."""
+from pipeline.measures.rows import Array, Rows
+
 Statistic = Callable[[Rows], Rows]
 """From means (R, ...) to values (R, ...); each of the R entries comes from one resampling of the rows."""
 

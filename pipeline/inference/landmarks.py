@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.data.image_check import Crop
+from pipeline.data.images import Crop
 from pipeline.models import regions
 from pipeline.models.regions import Landmarks
 

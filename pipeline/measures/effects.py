@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema import CONTENT_LAYERS, LAYERS, STYLE_LAYERS
-from pipeline.evaluation.statistics import Array, Rows
 from pipeline.measures.distances import represented, represented_distances
+from pipeline.measures.rows import Array, Rows
 from pipeline.models.autoencoder import FusionAutoencoder, rolled
 from pipeline.models.perceptual import PerceptualNetwork
 

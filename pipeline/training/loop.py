@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from pipeline.common import files
 from pipeline.common.errors import Interrupted, StoppedElsewhere, UserError
 from pipeline.common.signals import Deferred
-from pipeline.config.schema import Config, dump, validate
+from pipeline.config.load import dump, validate
+from pipeline.config.schema import Config
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint

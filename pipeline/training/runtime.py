@@ -18,8 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, In
 from torch import Tensor, nn
 
 from pipeline.common import signals
-from pipeline.common.errors import UserError
-from pipeline.common.memory import keep_freed_memory
+from pipeline.common.devices import check_device, keep_freed_memory
 from pipeline.config.schema import OptimizerConfig, SpeedConfig, TrainingConfig
 from pipeline.data.images import normalise
 from pipeline.data.loading.loader import MicroBatch
@@ -263,49 +262,3 @@ class Runtime:
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         if self.accelerator.scaler is not None and state:
             self.accelerator.scaler.load_state_dict(state)
-
-
-def check_device(device: str, precision: str) -> None:
-    """Refuse what this machine cannot do.
-
-    Raises:
-        UserError: no GPU where one was asked for, a GPU this torch was not built for, or an unsupported precision.
-    """
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise UserError("device: cuda was asked for, but torch sees no GPU here; `latentfuse doctor` says why")
-    on_cuda = has_cuda and device != "cpu"
-    if precision == "fp16" and not on_cuda:
-        raise UserError("training.mixed_precision: fp16 needs a CUDA GPU; use bf16 or no on a CPU")
-    if on_cuda:
-        problem = unsupported_gpu()
-        if problem:
-            raise UserError(problem)
-        if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(f"training.mixed_precision: {torch.cuda.get_device_name()} has no bf16; use fp16")
-
-
-def slow_precision(device: str, precision: str) -> str | None:
-    """Why a precision only costs time here, with the fix; None if it does not.
-
-    A processor without such instructions computes bf16 one number at a time.
-    """
-    on_cpu = device == "cpu" or not torch.cuda.is_available()
-    if precision != "bf16" or not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    return "training.mixed_precision: this processor has no bf16, and computes it many times as slowly as no; use no"
-
-
-def unsupported_gpu() -> str | None:
-    """Why this build of torch cannot run on the first GPU, with the fix; None if it can, or if there is no GPU."""
-    if not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    built = torch.cuda.get_arch_list()
-    # Binaries run on any GPU of the same major architecture and an equal or higher minor one.
-    if any(a.startswith("sm_") and int(a[3:-1]) == major and int(a[-1]) <= minor for a in built if a[3:].isdigit()):
-        return None
-    return (
-        f"{torch.cuda.get_device_name()} is sm_{major}{minor}, but torch {torch.__version__} is built for "
-        f"{' '.join(built)}; run: pip install 'torch==2.10.0' 'torchvision==0.25.0'"
-    )

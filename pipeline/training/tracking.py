@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from pipeline.data.shards.format import os_errors_named
+from pipeline.common.files import os_errors_named
 from pipeline.training.runtime import Runtime
 
 SHOWN = ("loss/total", "loss/autoencoder", "speed/images_per_second")

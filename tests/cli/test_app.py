@@ -11,7 +11,7 @@ from running import REPOSITORY, latentfuse, listing
 
 from pipeline.cli import app as cli
 from pipeline.common.errors import UserError
-from pipeline.config import schema as config
+from pipeline.config import load as config
 from pipeline.config.schema import Config
 
 COMMANDS = {
@@ -40,7 +40,7 @@ def test_help_answers_in_half_a_second(how: str) -> None:
 def test_neither_help_nor_dry_run_imports_torch() -> None:
     code = f"""
 import sys
-from pipeline.cli import main
+from pipeline.cli.app import main
 for arguments in (["--help"], *([name, "--help"] for name in {sorted(COMMANDS)}), ["run", "--dry-run"], ["fuse"]):
     sys.argv = ["latentfuse", *arguments]
     try:

@@ -104,7 +104,7 @@ def test_exit_codes() -> None:
 
 BLOCKED = """
 import ctypes, os
-from pipeline import signals
+from pipeline.common import signals
 with signals.listening(), signals.leaving():
     os.write(1, b"waiting\\n")
     # Waits in C and begins again when a signal comes: Python's handlers do not run.

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.common import numbers
 from pipeline.common.errors import UserError
-from pipeline.config import messages as invalid
-from pipeline.config import schema as configuration
+from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -262,4 +262,4 @@ def test_importing_does_not_import_torch(module: str) -> None:
 
 
 def test_divisors() -> None:
-    assert invalid.divisors(12) == [1, 2, 3, 4, 6, 12] and invalid.divisors(7) == [1, 7]
+    assert numbers.divisors(12) == [1, 2, 3, 4, 6, 12] and numbers.divisors(7) == [1, 7]

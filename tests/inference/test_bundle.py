@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 import pipeline
 from pipeline.common.errors import UserError
 from pipeline.data import images
-from pipeline.inference.bundle import export_bundle
 from pipeline.training import checkpoint
+from pipeline.training.export import export_bundle
 
 FILES = {"README.md", "config.json", "model.safetensors"}
 
@@ -175,7 +175,7 @@ def test_ctrl_c_leaves_the_bundle_that_was_there(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.inference.bundle._model_card", interrupt)
+    monkeypatch.setattr("pipeline.training.export._model_card", interrupt)
     latentfuse("export", trained.run, bundle).assert_one_line("Ctrl-C", code=130)
     assert listing(tmp_path) == {"bundle", *(f"bundle/{name}" for name in FILES)}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from pipeline.cli.bench.step import random_batch
-from pipeline.config import schema as configuration
+from pipeline.config import load as configuration
 from pipeline.training.context import Setup
 from pipeline.training.fusion import FusionStage
 from pipeline.training.runtime import Runtime

@@ -8,10 +8,11 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
+from pipeline.common.devices import check_device, unsupported_gpu
 from pipeline.common.errors import UserError
 from pipeline.config.schema import OptimizerConfig, TrainingConfig
 from pipeline.data.loading.loader import MicroBatch
-from pipeline.training.runtime import Runtime, check_device, unsupported_gpu
+from pipeline.training.runtime import Runtime
 
 
 def new_runtime(**options: object) -> Runtime:

@@ -8,7 +8,7 @@ import pytest
 from running import make_shards, new_runtime
 
 from pipeline.cli import workflow
-from pipeline.config import schema as configuration
+from pipeline.config import load as configuration
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
 

@@ -16,8 +16,9 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import UserError
-from pipeline.common.memory import keep_freed_memory
+from pipeline.common.files import os_errors_named
 from pipeline.config.schema import DataConfig
 from pipeline.data.images import decode, fit
 from pipeline.data.loading.cache import one_thread
@@ -25,7 +26,6 @@ from pipeline.data.loading.loader import BLOCK_IMAGES, PREFETCH, FaceImages, mem
 from pipeline.data.loading.order import Order
 from pipeline.data.loading.streaming import EXTENSIONS
 from pipeline.data.loading.workers import end_workers, follow_the_trainer
-from pipeline.data.shards.format import os_errors_named
 
 MICRO_BATCH, GLOBAL_BATCH = 16, 128
 """As in training on one device, by default."""

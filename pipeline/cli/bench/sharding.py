@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from pipeline.common.errors import UserError
+from pipeline.common.files import os_errors_named
 from pipeline.common.processes import default_workers, run_tasks
-from pipeline.data.shards.format import os_errors_named
 from pipeline.data.shards.writing import write_shards
 from pipeline.data.source import annotations
 from pipeline.data.source.celeba import FOLDER, Record, open_source

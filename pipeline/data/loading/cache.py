@@ -30,10 +30,10 @@ from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.common.files import os_errors_named
 from pipeline.common.processes import run_tasks, stoppable
 from pipeline.common.progress import progress
 from pipeline.data.loading.loader import FaceImages, Loaded, tolerate
-from pipeline.data.shards.format import os_errors_named
 
 SCHEMA = 1
 BLOCK = 256

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from pipeline.common.errors import UserError
-from pipeline.config.messages import divisors
+from pipeline.common.numbers import divisors
 
 
 class Stream(IntEnum):

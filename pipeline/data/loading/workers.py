@@ -14,8 +14,8 @@ from typing import Any
 
 from torch.utils.data import _utils
 
+from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import UserError
-from pipeline.common.memory import keep_freed_memory
 from pipeline.common.processes import end_tools, signals_held
 
 SHARED_MEMORY = Path("/dev/shm")

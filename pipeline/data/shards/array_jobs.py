@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import fsync, write_json
-from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA, os_errors_named
+from pipeline.common.files import fsync, os_errors_named, write_json
+from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA
 from pipeline.data.shards.packing import Options, Task
 from pipeline.data.source.celeba import Source
 

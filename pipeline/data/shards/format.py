@@ -12,8 +12,6 @@ import resource
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -181,15 +179,6 @@ def read_index(shard: Path, sha256: str | None = None) -> dict[str, Any]:
         ) from None
     assert isinstance(index, dict)
     return index
-
-
-@contextmanager
-def os_errors_named(path: Path) -> Iterator[None]:
-    """Turn an OSError (disk full, read-only) into a UserError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or path}: {error.strerror or error}; fix that and run again") from None
 
 
 @dataclass(frozen=True)

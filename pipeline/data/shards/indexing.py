@@ -9,21 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import sha256
+from pipeline.common.files import os_errors_named, sha256
 from pipeline.common.processes import run_tasks, stoppable
 from pipeline.common.progress import progress
 from pipeline.data.image_check import ImageRejected, check
-from pipeline.data.shards.format import (
-    COLUMNS,
-    MANIFEST,
-    PLAN,
-    SCHEMA,
-    Manifest,
-    Rejected,
-    load_manifest,
-    os_errors_named,
-    read_index,
-)
+from pipeline.data.shards.format import COLUMNS, MANIFEST, PLAN, SCHEMA, Manifest, Rejected, load_manifest, read_index
 from pipeline.data.shards.packing import reject_at_most, shard_entry, write_index, write_manifest
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import fsync, replacing, sha256, write_json, write_text
+from pipeline.common.files import fsync, os_errors_named, replacing, sha256, write_json, write_text
 from pipeline.common.processes import stoppable
 from pipeline.data.image_check import EncodedImage, ImageRejected, centre_square, check, describe
 from pipeline.data.shards.format import (
@@ -24,7 +24,6 @@ from pipeline.data.shards.format import (
     Rejected,
     ShardEntry,
     index_path,
-    os_errors_named,
     read_index,
 )
 from pipeline.data.shards.tar import BLOCK, ending, header, padding

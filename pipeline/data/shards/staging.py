@@ -17,19 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import replacing, sha256
+from pipeline.common.files import os_errors_named, replacing, sha256
 from pipeline.common.processes import run_tasks, stoppable
 from pipeline.common.progress import progress
 from pipeline.data.remote import BLOCK, NotThere, opened
-from pipeline.data.shards.format import (
-    MANIFEST,
-    SCHEMA,
-    Manifest,
-    ShardEntry,
-    index_path,
-    load_manifest,
-    os_errors_named,
-)
+from pipeline.data.shards.format import MANIFEST, SCHEMA, Manifest, ShardEntry, index_path, load_manifest
 
 SPLITS = ("train", "validation", "test")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
+from pipeline.common.files import os_errors_named
 from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
 from pipeline.data.shards.array_jobs import (
@@ -26,7 +27,7 @@ from pipeline.data.shards.array_jobs import (
     remove_leftovers,
     settle_plan,
 )
-from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, os_errors_named, read_index, shard_name
+from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index, shard_name
 from pipeline.data.shards.packing import (
     FLUSHES,
     Options,

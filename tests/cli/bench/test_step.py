@@ -10,7 +10,7 @@ from running import TINY, latentfuse, listing, new_runtime, tiny_arguments, tiny
 
 from pipeline.cli.bench import flops, step
 from pipeline.cli.bench.literal import LiteralStage
-from pipeline.config import schema as configuration
+from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 from pipeline.training.context import Setup
 from pipeline.training.fusion import FusionStage

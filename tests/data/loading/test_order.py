@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.config import load as configuration
 from pipeline.config import messages as invalid
-from pipeline.config import schema as configuration
 from pipeline.data.loading.order import Order, Stream, generator
 
 SIZES = [(100, 12, 3), (97, 8, 8), (1, 4, 2), (5, 16, 4), (23, 7, 7), (64, 32, 4)]
