@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.common.errors import UserError
-from pipeline.data.source.celeba import open_source
+from pipeline.data.source.photographs import open_source
 
 FACES = Path(__file__).resolve().parents[4] / "shared" / "faces"
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
@@ -74,7 +74,7 @@ def test_folder_records(celeba: Path) -> None:
     assert source.records[2].attributes == {"Male": -1, "Young": 1}
     assert source.records[5].landmarks == {"lefteye": [5, 2], "nose": [3, 4]}
     assert [record.partition for record in source.records] == [0, 1, 2, 0, 1, 2]
-    assert source.read(NAMES[3])[0] == (celeba / "img_align_celeba" / NAMES[3]).read_bytes()
+    assert source.read(NAMES[3]) == (celeba / "img_align_celeba" / NAMES[3]).read_bytes()
 
 
 def test_annotations_inside_the_zip(celeba: Path, tmp_path: Path) -> None:
@@ -152,11 +152,14 @@ def test_other_layouts(celeba: Path, tmp_path: Path) -> None:
 
 def test_any_folder(tmp_path: Path) -> None:
     root = tmp_path / "photos"
-    for seed, name in enumerate(["one/a.b.JPG", "two/a.jpeg", "two/deep er/c.PNG", ".hidden/x.jpg", "__MACOSX/y.jpg"]):
+    for seed, name in enumerate(
+        ["one/a.b.JPG", "two/a.jpeg", "two/deep er/c.PNG", "d.webp", ".hidden/x.jpg", "__MACOSX/y.jpg"]
+    ):
         picture(root / name, seed)
     (root / "notes.txt").write_text("no image")
     source = open_source(root)
     assert {record.name: record.key for record in source.records} == {
+        "d.webp": "d",
         "one/a.b.JPG": "one_a_b",
         "two/a.jpeg": "two_a",
         "two/deep er/c.PNG": "two_deep_er_c",
@@ -195,6 +198,8 @@ def test_fingerprint_follows_content(celeba: Path) -> None:
         ("list_attr_celeba.txt", "000003.jpg -1", "000003.jpg yes", "list_attr_celeba.txt:5: whole numbers"),
         ("list_attr_celeba.txt", "000006.jpg 1  1\n", "", "list_attr_celeba.txt:1: says '6' images, but 5"),
         ("list_attr_celeba.txt", "000003.jpg", "000002.jpg", "list_attr_celeba.txt:5: 000002.jpg is listed twice"),
+        ("list_attr_celeba.txt", "000003.jpg -1", f"000003.jpg {'9' * 400}", "list_attr_celeba.txt:5: numbers up to"),
+        ("list_attr_celeba.txt", "Male Young", "Male Male", "list_attr_celeba.txt: the column 'Male' is there twice"),
         ("list_landmarks_align_celeba.txt", "nose_y", "nose", "pairs NAME_x NAME_y"),
         ("list_eval_partition.txt", "000002.jpg 1", "000002.jpg 7", "000002.jpg: partition must be 0, 1 or 2, not 7"),
     ],
@@ -233,7 +238,7 @@ def test_bad_sources(celeba: Path, tmp_path: Path) -> None:
     damaged = bytearray(whole)
     damaged[whole.index(b"\xff\xd8") + 100] ^= 1
     archive.write_bytes(damaged)
-    with pytest.raises(OSError, match="CRC32"):
+    with pytest.raises(OSError, match="CRC-32"):
         open_source(archive).read(NAMES[0])
 
 
@@ -246,4 +251,4 @@ def test_real_faces() -> None:
     assert (first.key, first.name, first.partition) == ("000001", "000001.jpg", 0)
     assert first.attributes == {"Male": 1, "Young": -1}
     assert first.landmarks["lefteye"] == [52, 37] and len(first.landmarks) == 5
-    assert source.read(first.name)[0][:2] == b"\xff\xd8"
+    assert source.read(first.name)[:2] == b"\xff\xd8"
