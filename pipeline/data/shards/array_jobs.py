@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import fsync, os_errors_named, write_json
-from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA
+from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA, parse_json, read_json
 from pipeline.data.shards.packing import Options, Task
-from pipeline.data.source.celeba import Source
+from pipeline.data.source.photographs import Source
 
 PARTS = "parts.json"
 """Of how many parts there were: there from the first part until the manifests are."""
@@ -88,7 +89,7 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         "schema": SCHEMA,
         "fingerprint": source.fingerprint,
         "images": len(source.records),
-        "options": options.as_dict(),
+        "options": asdict(options),
     }
     if not path.exists():
         foreign = [name for name in splits if next((out / name).glob("[!.]*.tar"), None)]
@@ -96,8 +97,8 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
             raise UserError(f"{out / foreign[0]}: holds tars that `shard` did not plan; choose another folder")
         _write_unless_there(path, json.dumps(plan, indent=2, sort_keys=True) + "\n")
     try:
-        before = json.loads(path.read_bytes())
-        options_before = {"validate": True} | before["options"]
+        before = parse_json(dict[str, Any], read_json(path))
+        options_before = dict(before["options"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; choose another folder, or delete {out}") from None
     if before == plan:
@@ -107,6 +108,8 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         for name, value in asdict(options).items()
         if options_before.get(name) != value
     ]
+    if options_before.get("validate") is False:
+        differences.append("written with --no-validate, which there is no longer")
     if before.get("fingerprint") != plan["fingerprint"]:
         differences.append(f"source: {before.get('images')} images there, {plan['images']} now, or other files")
     if before.get("schema") != SCHEMA:

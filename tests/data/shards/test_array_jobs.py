@@ -16,7 +16,7 @@ from pipeline.data.shards.array_jobs import Part, locked
 from pipeline.data.shards.format import load_manifest
 from pipeline.data.shards.packing import Task
 from pipeline.data.shards.writing import Summary, write_shards
-from pipeline.data.source.celeba import Record
+from pipeline.data.source.photographs import Record
 
 SHARDS = 9
 """Of 15, 4 and 4 images, by threes."""
@@ -245,7 +245,6 @@ def test_parts_that_are_none(
         (("--index-only", "--part", "1/2"), "leave out --part"),
         (("--index-only", "--finish"), "leave out --finish"),
         (("out", "--index-only"), "leave out out"),
-        (("--index-only", "--no-validate"), "leave out --no-validate"),
         (("--index-only", "--image-size", "64"), "leave out --image-size"),
         (("--index-only", "--split", "official"), "leave out --split"),
     ],
