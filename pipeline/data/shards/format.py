@@ -8,7 +8,7 @@ FOLDER/manifest.json             written last: a folder without it is not finish
 import hashlib
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
@@ -110,6 +110,22 @@ class Manifest:
         return self
 
 
+class Sample(NamedTuple):
+    """Where one sample is. Offsets are those of the bytes themselves, behind the tar header."""
+
+    key: str
+    shard: str
+    extension: str
+    offset: int
+    length: int
+    crc32: int
+    meta_offset: int
+    meta_length: int
+    meta_crc32: int
+    width: int
+    height: int
+
+
 @dataclass(frozen=True, config=CHECKED)
 class Index:
     """Where the samples of one shard are: item i of each list is of sample i. `bytes` is the size of the tar."""
@@ -131,6 +147,12 @@ class Index:
     width: list[Side]
     height: list[Side]
 
+    def located(self) -> Iterator[Sample]:
+        """Every sample, in order."""
+        columns = [getattr(self, column) for column in COLUMNS]
+        for key, extension, *numbers in zip(self.keys, self.extensions, *columns, strict=True):
+            yield Sample(key, self.shard, extension, *numbers)
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if {len(getattr(self, name)) for name in ("keys", "extensions", *COLUMNS)} != {self.samples}:
@@ -141,22 +163,6 @@ class Index:
         if any(start != -1 and not BLOCK <= start <= self.bytes - size for start, size in members):
             raise ValueError("an offset lies outside of the tar")
         return self
-
-
-class Sample(NamedTuple):
-    """Where one sample is. Offsets are those of the bytes themselves, behind the tar header."""
-
-    key: str
-    shard: str
-    extension: str
-    offset: int
-    length: int
-    crc32: int
-    meta_offset: int
-    meta_length: int
-    meta_crc32: int
-    width: int
-    height: int
 
 
 def make_index(name: str, tar: Path, samples: list[Sample], rejected: Iterable[Rejected]) -> Index:

@@ -7,7 +7,6 @@ import shutil
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -131,13 +130,6 @@ def test_options_out_of_range(source: Path, tmp_path: Path) -> None:
             write_shards(source, tmp_path / "out", split="0.2", **options)
 
 
-def raising(error: Exception) -> Callable[..., NoReturn]:
-    def fail(*_: object) -> NoReturn:
-        raise error
-
-    return fail
-
-
 def bad_images(root: Path) -> dict[str, str]:
     """Add unusable images; return the reason expected for each."""
     whole = jpeg(7, (64, 64))
@@ -189,8 +181,11 @@ def test_pictures_that_could_not_be_read_are_read_again(
     def write(**how: Any) -> None:
         write_shards(source, tmp_path / "new", split="0.2", samples_per_shard=5, workers=1, **how)
 
+    def fail(*_: object) -> NoReturn:
+        raise OSError(5, "Input/output error")
+
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.data.source.photographs.Source.read", raising(OSError(5, "Input/output error")))
+        patch.setattr("pipeline.data.source.photographs.Source.read", fail)
         for share in shares:
             with pytest.raises(UserError, match="images rejected, 0 allowed"):
                 write(**share)
