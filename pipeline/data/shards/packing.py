@@ -1,8 +1,6 @@
 """One shard: encode its records, write its tar and its index; and the manifest over all of them."""
 
-import io
 import json
-import tarfile
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from pipeline.data.shards.format import (
     make_index,
     read_index,
 )
-from pipeline.data.shards.tar import BLOCK, FORMAT, member, padding
+from pipeline.data.shards.tar import BLOCK, ending, header, padding
 from pipeline.data.source.photographs import Record, Source
 
 
@@ -52,16 +50,19 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> None:
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     with os_errors_named(path):
-        index_path(path).unlink(missing_ok=True)  # of a tar that was cut: it would vouch for the new one too soon
+        index_path(path).unlink(
+            missing_ok=True
+        )  # of a tar that was cut: it must not describe the new one before that is whole
         with replacing(path) as temporary:
-            with temporary.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=FORMAT) as tar:
+            with temporary.open("wb") as stream:
                 for record in stoppable(task.records):
                     try:
                         image, metadata = _encode(*shared, record)
                     except UserError as error:
                         rejected.append(Rejected(record.name, str(error).removeprefix(f"{record.name}: ")))
                         continue
-                    samples.append(_append(tar, stream, path.name, record.key, image, metadata))
+                    samples.append(_append(stream, path.name, record.key, image, metadata))
+                stream.write(bytes(ending(stream.tell())))
             index = make_index(path.name, temporary, samples, rejected)
         write_index(path, index)
 
@@ -88,13 +89,12 @@ def _encode(source: Source, options: Options, record: Record) -> tuple[EncodedIm
     return image, json.dumps(metadata, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _append(
-    tar: tarfile.TarFile, stream: BinaryIO, shard: str, key: str, image: EncodedImage, metadata: bytes
-) -> Sample:
+def _append(stream: BinaryIO, shard: str, key: str, image: EncodedImage, metadata: bytes) -> Sample:
+    """Write both members of a sample at the end of a tar."""
     length, meta_length = len(image.data), len(metadata)
     offset = stream.tell() + BLOCK
-    tar.addfile(member(f"{key}.{image.extension}", length), io.BytesIO(image.data))
-    tar.addfile(member(f"{key}.json", meta_length), io.BytesIO(metadata))
+    for name, data in ((f"{key}.{image.extension}", image.data), (f"{key}.json", metadata)):
+        stream.write(header(name, len(data)) + data + bytes(padding(len(data))))
     return Sample(
         key, shard, image.extension, offset, length, zlib.crc32(image.data),
         offset + length + padding(length) + BLOCK, meta_length, zlib.crc32(metadata), image.width, image.height,
@@ -103,8 +103,8 @@ def _append(
 
 def write_index(shard: Path, index: Index) -> None:
     """Write the index of a shard: JSON, one line per column."""
-    columns = {name: json.dumps(value, separators=(",", ":")) for name, value in asdict(index).items()}
-    lines = ",\n".join(f"{json.dumps(name)}:{columns[name]}" for name in sorted(columns))
+    columns = vars(index) | {"rejected": [asdict(each) for each in index.rejected]}
+    lines = ",\n".join(f'"{name}":{json.dumps(columns[name], separators=(",", ":"))}' for name in sorted(columns))
     write_text(index_path(shard), f"{{\n{lines}\n}}\n")
 
 

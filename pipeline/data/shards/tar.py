@@ -1,26 +1,24 @@
 """Tars whose bytes depend on their members alone: no time, owner or mode of the machine that writes them."""
 
 import tarfile
-from typing import Final
 
 BLOCK = tarfile.BLOCKSIZE
-FORMAT: Final = tarfile.USTAR_FORMAT
 
 
-def member(name: str, size: int) -> tarfile.TarInfo:
-    """A regular file of mode 0644, owner 0 and time 0, which are the defaults of `tarfile`."""
-    info = tarfile.TarInfo(name)
-    info.size = size
-    return info
+def header(name: str, size: int) -> bytes:
+    """Of a regular file with the defaults of `tarfile`: mode 0644, owner 0, time 0. Raises ValueError: too long a name."""
+    member = tarfile.TarInfo(name)
+    member.size = size
+    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def is_header(block: bytes, name: str, size: int, own: bool) -> bool:
     """Whether `block` is the header of this member; `own`: exactly as we write it, else by any writer."""
     try:
         if own:
-            return block == member(name, size).tobuf(FORMAT)
+            return block == header(name, size)
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size == size
-    except (tarfile.HeaderError, ValueError):  # tobuf refuses names that are too long for one header
+    except (tarfile.HeaderError, ValueError):
         return False
 
 
