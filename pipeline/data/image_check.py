@@ -32,7 +32,7 @@ def check(data: bytes, name: str) -> EncodedImage:
     Raises:
         UserError: `name` and why it cannot be used: as `pipeline.data.images.decode`.
     """
-    height, width = _decode(data, name).shape[1:]
+    height, width = images.decode(data, name).shape[1:]
     return EncodedImage(data, EXTENSIONS[data[:2]], width, height)
 
 
@@ -48,20 +48,15 @@ def centre_square(data: bytes, name: str, size: int, crop: int | None, quality: 
     """
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)  # a worker: there is one per processor
-    image = _decode(data, name)
+    image = images.decode(data, name)
     top, left, side = images.centre(image, crop)
     stream = io.BytesIO()
     images.to_pillow(images.fit(image, size, crop)).save(stream, "JPEG", quality=quality, subsampling=0)
     return EncodedImage(stream.getvalue(), "jpg", size, size), Crop(left, top, size / side)
 
 
-def _decode(data: bytes, name: str) -> torch.Tensor:
-    with _silent():
-        return images.decode(data, name)
-
-
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep libjpeg from writing about damage to the terminal: it does not name the file, the UserError does."""
     terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -14,7 +14,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
 from pipeline.common.processes import run_tasks, stoppable
 from pipeline.common.progress import progress
-from pipeline.data.image_check import check
+from pipeline.data.image_check import check, silent
 from pipeline.data.shards.format import MANIFEST, PLAN, Rejected, Sample, first_error, load_manifest, make_index
 from pipeline.data.shards.packing import gather, reject_at_most, write_index, write_manifest
 from pipeline.data.source.listing import MAX_FILE_BYTES
@@ -79,7 +79,7 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
 def _index_tar(_: None, path: Path) -> None:
     samples: list[Sample] = []
     rejected: list[Rejected] = []
-    with os_errors_named(path), path.open("rb") as stream:
+    with os_errors_named(path), path.open("rb") as stream, silent():
         for key, members in stoppable(_samples(path)):
             name = f"{path.name}/{key}"
             try:

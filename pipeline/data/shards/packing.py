@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named, replacing, sha256, write_text
 from pipeline.common.processes import stoppable
-from pipeline.data.image_check import EncodedImage, centre_square, check
+from pipeline.data.image_check import EncodedImage, centre_square, check, silent
 from pipeline.data.shards.format import (
     MANIFEST,
     Index,
@@ -50,11 +50,10 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> None:
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     with os_errors_named(path):
-        index_path(path).unlink(
-            missing_ok=True
-        )  # of a tar that was cut: it must not describe the new one before that is whole
+        # The index of a tar that was cut must not describe the new one before that is whole.
+        index_path(path).unlink(missing_ok=True)
         with replacing(path) as temporary:
-            with temporary.open("wb") as stream:
+            with temporary.open("wb") as stream, silent():
                 for record in stoppable(task.records):
                     try:
                         image, metadata = _encode(*shared, record)

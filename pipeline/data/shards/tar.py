@@ -6,7 +6,11 @@ BLOCK = tarfile.BLOCKSIZE
 
 
 def header(name: str, size: int) -> bytes:
-    """Of a regular file with the defaults of `tarfile`: mode 0644, owner 0, time 0. Raises ValueError: too long a name."""
+    """Of a regular file with the defaults of `tarfile`: mode 0644, owner 0, time 0.
+
+    Raises:
+        ValueError: the name is too long for one header.
+    """
     member = tarfile.TarInfo(name)
     member.size = size
     return member.tobuf(tarfile.USTAR_FORMAT)
