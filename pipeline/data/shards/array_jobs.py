@@ -104,16 +104,16 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
     if before == plan:
         return
     differences = [
-        f"{name}: {options_before.get(name)} there, {value} now"
+        f"{name}: {options_before.get(name)!s:.60} there, {value} now"
         for name, value in asdict(options).items()
         if options_before.get(name) != value
     ]
     if options_before.get("validate") is False:
         differences.append("written with --no-validate, which there is no longer")
     if before.get("fingerprint") != plan["fingerprint"]:
-        differences.append(f"source: {before.get('images')} images there, {plan['images']} now, or other files")
+        differences.append(f"source: {before.get('images')!s:.60} images there, {plan['images']} now, or other files")
     if before.get("schema") != SCHEMA:
-        differences.append(f"schema: {before.get('schema')} there, {SCHEMA} now")
+        differences.append(f"schema: {before.get('schema')!s:.60} there, {SCHEMA} now")
     raise UserError(
         f"{out}: shards of other options or another source ({'; '.join(differences)}); "
         "choose another folder, or delete it"
@@ -173,7 +173,7 @@ def forget_parts(out: Path) -> None:
 
 def _noted_parts(out: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        parts = json.loads((out / PARTS).read_bytes())["parts"]
+        parts = parse_json(dict[str, Any], read_json(out / PARTS))["parts"]
         return parts if isinstance(parts, int) and parts > 0 else None
     return None
 

@@ -49,7 +49,13 @@ TarName = Annotated[str, Field(pattern=r"^[^./\x00-\x1f][^/\x00-\x1f]*\.tar$", m
 """A plain name: no path leads out of the folder."""
 Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=512)]
 Extension = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,5}$")]
-Text = Annotated[str, BeforeValidator(lambda text: text.encode("utf-8", "backslashreplace").decode())]
+
+
+def _as_utf8(text: Any) -> Any:
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_as_utf8)]
 """Names of files that are not UTF-8 become so."""
 
 

@@ -97,9 +97,10 @@ def test_lost_parts_are_named(source: Path, tmp_path: Path) -> None:
     (tmp_path / "train" / "shard-000000.tar").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"run --part 1/4, --part 4/4, then --finish again"):
         write(source, tmp_path, finish=True)
-    (tmp_path / "parts.json").write_text("{")
-    with pytest.raises(UserError, match="run every --part i/n"):
-        write(source, tmp_path, finish=True)
+    for damaged in ("{", "[" * 10_000, '{"parts": 0}'):
+        (tmp_path / "parts.json").write_text(damaged)
+        with pytest.raises(UserError, match="run every --part i/n"):
+            write(source, tmp_path, finish=True)
     write(source, tmp_path, "1/1")
     write(source, tmp_path, finish=True)
     assert not (tmp_path / "parts.json").exists()

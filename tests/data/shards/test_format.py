@@ -170,6 +170,8 @@ def test_bad_manifests(folder: Path, tmp_path: Path) -> None:
         ({"shards": [first | {"bytes": 10**30}]}, "shards.0.bytes"),
         ({"shards": [first | {"samples": "5"}]}, "shards.0.samples"),
         ({"kind": 3}, "kind"),
+        ({"rejected": [{"file": 3, "reason": "none"}]}, "rejected.0.file"),
+        ({"options": {"split": [[]]}}, "options.split"),
     ]:
         path.write_text(json.dumps(value | change))
         with pytest.raises(UserError, match=message) as caught:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -170,6 +171,17 @@ def test_rejected_inputs(tmp_path: Path) -> None:
     assert [shard.samples for shard in load_manifest(out / "train").shards] == [6, 0, 3, 1]
     assert verify(out / "train", workers=1).ok
     assert list(read_all(out / "train")) == [ShardReader(out / "train").read(i)[0] for i in range(10)]
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for name, content in ((b"a.jpg", jpeg(1)), (b"b\xff.jpg", jpeg(2)), (b"c\xff.jpg", b"text"), (b"d.jpg", jpeg(3))):
+        (root / os.fsdecode(name)).write_bytes(content)
+    write_shards(root, tmp_path / "out", split="0.25", workers=1, max_rejected=1)
+    reader = ShardReader(tmp_path / "out" / "train")
+    assert reader.metadata(1)["file"] == os.fsdecode(b"b\xff.jpg")
+    assert [each.file for each in reader.index.manifest.rejected] == ["c\\udcff.jpg"]
 
 
 @pytest.mark.parametrize("parts", [1, 2])
