@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL.Image import Resampling
 from pipeline.common.devices import slow_precision
 from pipeline.common.errors import LostRank, UserError
 from pipeline.config.schema import Config
-from pipeline.data.loading import cache
 from pipeline.data.loading.loader import FaceImages
 from pipeline.data.loading.streaming import StreamedFaces
 from pipeline.data.shards.format import PLAN, load_manifest
@@ -123,8 +121,6 @@ def _setup(config: Config, runtime: Runtime) -> Setup:
     train, held_out = runtime.ranks.together(lambda: _open_shards(config))
     expected = runtime.ranks.on_main(lambda: train.content_hash)
     runtime.ranks.together(lambda: _check_same_data(train, expected))
-    if isinstance(train, FaceImages) and config.data.cache != "none":
-        runtime.ranks.together(lambda: _at_once(partial(_hold, train), config, runtime))
     torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
     return Setup(config, runtime, train, held_out)
 
@@ -132,11 +128,6 @@ def _setup(config: Config, runtime: Runtime) -> Setup:
 def _check_same_data(train: FaceImages | StreamedFaces, expected: str) -> None:
     if train.content_hash != expected:
         raise UserError(f"{train.name}: other training data than rank 0 has there; bring this node's up to date")
-
-
-def _hold(train: FaceImages, config: Config, runtime: Runtime) -> None:
-    assert config.data.cache != "none", "the caller asks"
-    cache.hold(train, config.data.cache, config.cache_dir, runtime.device)
 
 
 def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages]:

@@ -215,8 +215,8 @@ class FusionStage:
         return [
             Inputs(
                 runtime.images(micro),
-                runtime.numbers(lambda_[micro.place]),
-                runtime.numbers(position[micro.place]),
+                runtime.numbers(lambda_[micro.span]),
+                runtime.numbers(position[micro.span]),
             )
             for micro in batch
         ]

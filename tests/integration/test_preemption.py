@@ -207,19 +207,6 @@ def slow_to_evaluate() -> None:
     report.portraits = slow
 
 
-def slow_to_decode() -> None:
-    """On the main rank: the others have theirs already, and wait."""
-    narrow()
-    from pipeline.data.loading import cache
-
-    def slow(*_: Any) -> None:
-        if os.environ["RANK"] == "0":
-            print("decoding", flush=True)
-            time.sleep(20)
-
-    cache.hold = slow
-
-
 SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slow_to_evaluate}
 
 
@@ -249,16 +236,6 @@ def test_whatever_the_ranks_are_doing(trained: Trained, tmp_path: Path, phase: s
     results = [each.finish() for each in start_ranks(tmp_path / "second", 2, "run", *arguments, prepare=narrow)]
     assert [each.code for each in results] == [0, 0], results
     assert "Made:" in results[0].out and ("resumed from" in results[0].out) == (phase != "warming up")
-
-
-@pytest.mark.parametrize("how", ["SIGTERM", "STOP"])
-def test_one_rank_decodes_while_the_others_wait(trained: Trained, tmp_path: Path, how: str) -> None:
-    run = tmp_path / "run"
-    arguments = tiny_arguments(run, trained.shards, *SHARED, "data.cache=device")
-    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=slow_to_decode)
-    started[0].wait_for(lambda: "decoding" in started[0].text())
-    HOW[how](started, run)
-    assert_stopped(started, how, run)
 
 
 def test_a_signal_in_the_last_save_of_a_stage_is_for_the_next_command(trained: Trained, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def errors(setup: Setup, batch: list[MicroBatch]) -> dict[str, float]:
     Returns:
         Of every loss term; and of the gradients, the norm of the difference over the norm.
     """
-    images, start = batch[0].images[:IMAGES], batch[0].place.start
+    images, start = batch[0].images[:IMAGES], batch[0].span.start
     few = [MicroBatch(images, slice(start, start + len(images)))]
     stage = FusionStage(setup, setup.config.run_dir)
     with _plain_and_double(setup):
