@@ -106,7 +106,7 @@ def test_the_parts_add_up_to_the_real_step(tmp_path: Path, micro_batch_size: int
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = mock.MagicMock(parents={"Global"})
     with counter:
-        stage.step(0, batch_of(stage.setup, 0))
+        stage.step(0, batch_of(stage.context, 0))
     expected = counts.of(*scaling.HALF, *scaling.SINGLE) + again * counts.of("+")
     assert counter.get_total_flops() / 4 == pytest.approx(expected, abs=100)  # Lambda by layer: 5 x 5 products
 
@@ -116,7 +116,7 @@ def test_calls_of_a_micro_batch(tmp_path: Path) -> None:
     for micro_batch_size in (4, 2):
         stage, counter = new_stage(tmp_path, micro_batch_size), CallCounter()
         with counter:
-            stage.step(0, batch_of(stage.setup, 0))
+            stage.step(0, batch_of(stage.context, 0))
         calls.append(counter.calls)
     assert calls[1] - calls[0] == pytest.approx(scaling.HOST_CALLS, rel=0.15)
 
@@ -135,7 +135,7 @@ def test_buckets_of_the_all_reduces() -> None:
 
 def test_checkpoint_bytes(tmp_path: Path) -> None:
     stage = new_stage(tmp_path, 4)
-    stage.step(0, batch_of(stage.setup, 0))
+    stage.step(0, batch_of(stage.context, 0))
     weights = {f"{n}.{key}": value for n, module in stage.modules.items() for key, value in module.state_dict().items()}
     optimizers = {name: optimizer.state_dict() for name, optimizer in stage.optimizers.items()}
     path = checkpoint.save(tmp_path / "checkpoints", 1, weights, optimizers, {}, 2)

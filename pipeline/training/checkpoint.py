@@ -90,6 +90,11 @@ def save(
     return path
 
 
+def folder_of(run_dir: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage are."""
+    return run_dir / stage / "checkpoints"
+
+
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first, verified or not; a copy of another name is the user's."""
     return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())

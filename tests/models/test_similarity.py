@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from pipeline.models import losses
+from pipeline.models import extra_losses, losses
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
@@ -20,19 +20,19 @@ def test_structural_similarity_is_what_evaluation_measures(shape: tuple[int, ...
     wanted = structural_similarity_index_measure(x.double(), y.double(), data_range=2.0, reduction="none")
     assert isinstance(wanted, Tensor)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = losses.structural_similarity(x, y)
+        found = extra_losses.structural_similarity(x, y)
     assert found.dtype == losses.wide(x).dtype
     torch.testing.assert_close(
         found.double(), wanted.reshape(-1), rtol=0, atol=1e-12 if dtype == torch.float64 else 1e-6
     )
     ones = torch.ones(len(x), dtype=found.dtype)
-    torch.testing.assert_close(losses.structural_similarity(x, x), ones, rtol=0, atol=1e-6)
+    torch.testing.assert_close(extra_losses.structural_similarity(x, x), ones, rtol=0, atol=1e-6)
 
 
 def test_structural_similarity_has_the_library_gradient() -> None:
     x, y = drawn(2, 3, 16, 16, seed=1), drawn(2, 3, 16, 16, seed=2)
     x.requires_grad_()
-    (ours,) = torch.autograd.grad(losses.structural_similarity(x, y).sum(), x)
+    (ours,) = torch.autograd.grad(extra_losses.structural_similarity(x, y).sum(), x)
     wanted = structural_similarity_index_measure(x, y, data_range=2.0, reduction="sum")
     assert isinstance(wanted, Tensor)
     torch.testing.assert_close(ours, torch.autograd.grad(wanted, x)[0])

@@ -58,7 +58,7 @@ def test_gradients_of_cuda_graphs_are_added_to_ours(
         parameters = [p for module in (stage.average.trained, stage.critic) for p in module.parameters()]
         ours = [p.grad for p in parameters]
         for step in range(2):
-            stage.step(step, batch_of(stage.setup, step))
+            stage.step(step, batch_of(stage.context, step))
         if compiled != "no":
             assert all(grad is not None and p.grad is grad for p, grad in zip(parameters, ours, strict=True))
         weights.append([p.detach() for p in parameters])

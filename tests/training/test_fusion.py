@@ -1,4 +1,4 @@
-"""One step of fusion training is METHOD (2) to (11), computed again here in plain terms."""
+"""One step of fusion training is docs/method.md, eq. 2 to 11, computed again here in plain terms."""
 
 import copy
 from pathlib import Path
@@ -10,7 +10,8 @@ from running import Trained, batch_of, new_setup, tiny_config
 from torch import Tensor
 
 from pipeline.common.errors import UserError
-from pipeline.models.losses import structural_similarity
+from pipeline.config.schema import LAYERS
+from pipeline.models.extra_losses import structural_similarity
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 
@@ -30,6 +31,7 @@ READINGS = {
     ),
     "endpoints": ("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
     "spatial": (
+        "data.image_size=64",
         "fusion.mixture.spatial=1",
         *(f"fusion.mixture.{n}=0" for n in ("endpoints", "coin_flips", "single", "uniform")),
     ),
@@ -58,7 +60,7 @@ class Spy:
         self.critic: dict[str, list[Tensor | None]] = {}
         self.autoencoder: dict[str, list[Tensor | None]] = {}
         self.order: list[str] = []
-        apply = stage.runtime.apply
+        apply = stage.runtime.optimizing.apply
 
         def watch(optimizer: Any, what: str) -> Tensor:
             name = what.split(", ")[1]
@@ -67,7 +69,7 @@ class Spy:
             self.autoencoder[name] = gradients(stage.average.trained.parameters())
             return apply(optimizer, what)
 
-        monkeypatch.setattr(stage.runtime, "apply", watch)
+        monkeypatch.setattr(stage.runtime.optimizing, "apply", watch)
 
 
 def gram(p: Tensor) -> Tensor:
@@ -106,17 +108,18 @@ def expected_terms(
     for i in range(len(images)):
         a, b, c = images[i], images[i - 1], fused[i]
         a_again, b_again = reconstruction[i], reconstruction[i - 1]
-        layer = lambda_[i].flatten(1).mean(1) @ owners if lambda_[i].dim() > 1 else lambda_[i] @ owners
+        by_layer = torch.einsum("n...,nl->l...", lambda_[i], owners)
         style, content = torch.zeros(()), torch.zeros(())
         for number in range(5):
             at_a, at_b, at_c = features_real[number][i], features_real[number][i - 1], features_fused[number][i]
             weight = stage.layer_weights[number]
             if number < 3:
                 to_a, to_b = (gram(at_c) - gram(at_a)).square().mean(), (gram(at_c) - gram(at_b)).square().mean()
-                style = style + weight * (layer[number] * to_a + (1 - layer[number]) * to_b)
+                lam = by_layer[number].mean()
+                style = style + weight * (lam * to_a + (1 - lam) * to_b)
             else:
-                to_a, to_b = (at_c - at_a).square().mean(), (at_c - at_b).square().mean()
-                content = content + weight * (layer[number] * to_a + (1 - layer[number]) * to_b)
+                lam = over_the_places(by_layer[number], at_c.shape[-1])
+                content = content + weight * (lam * (at_c - at_a) ** 2 + (1 - lam) * (at_c - at_b) ** 2).mean()
         r = torch.zeros(())
         if bool((lambda_[i] == 1).all()):
             r = (c - a).abs().mean()
@@ -134,7 +137,15 @@ def expected_terms(
         terms["ssim"].append(2 - of_a - of_b)
         terms["total_variation"].append((variation(c) + variation(a_again) + variation(b_again)) / c.numel())
     found = {name: torch.stack(values).mean() for name, values in terms.items()}
-    return found | (expected_of_flips(stage, autoencoder, images) if stage.flipped_pairs else {})
+    return found | (expected_of_flips(stage, autoencoder, images) if stage.extra.flipped_pairs else {})
+
+
+def over_the_places(lam: Tensor, side: int) -> Tensor:
+    """() as it is; (h, w), every cell for its block of a feature map that is `side` wide, (side, side)."""
+    if lam.dim() == 0:
+        return lam
+    repeats = side // lam.shape[0]
+    return lam.repeat_interleave(repeats, dim=0).repeat_interleave(repeats, dim=1)
 
 
 def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> dict[str, Tensor]:
@@ -173,7 +184,7 @@ def test_one_step_is_the_method(
 ) -> None:
     stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}", *READINGS[reading])
     critic, autoencoder = copy.deepcopy(stage.critic), copy.deepcopy(stage.average.trained)
-    batch = batch_of(stage.setup, 0)
+    batch = batch_of(stage.context, 0)
     micros = stage.inputs(0, batch)
     assert len(micros) == 4 // micro
     spy = Spy(stage, monkeypatch)
@@ -208,6 +219,10 @@ def test_one_step_is_the_method(
         torch.testing.assert_close(terms[f"loss/{name}"], mean.detach(), rtol=1e-4, atol=1e-6, msg=name)
         torch.testing.assert_close(terms[f"loss_weighted/{name}"], weights[name] * mean.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["loss/total"], total.detach(), rtol=1e-4, atol=0)
+    layers = sum(
+        weight * terms[f"loss_layer/{layer}"] for layer, weight in zip(LAYERS, stage.layer_weights, strict=True)
+    )
+    torch.testing.assert_close(layers, terms["loss/content"] + terms["loss/style"])
     # Separation divides small distances of nearly equal images: it is less exact in float32.
     of_largest = 2e-3 if reading == "separation" else 2e-4
     assert_close_gradients(spy.autoencoder["autoencoder"], gradients(autoencoder.parameters()), of_largest)
@@ -228,7 +243,7 @@ def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_pat
     networks = {"autoencoder": stage.average.trained, "average": stage.average.module, "critic": stage.critic}
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
     perceptual = copy.deepcopy(stage.perceptual.state_dict())
-    stage.step(0, batch_of(stage.setup, 0))
+    stage.step(0, batch_of(stage.context, 0))
     for name, network in networks.items():
         for key, parameter in network.named_parameters():
             # D(C) - D(I) does not see a constant that is added to both.
@@ -240,25 +255,37 @@ def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_pat
     assert not any(parameter.requires_grad for parameter in stage.perceptual.parameters())
 
 
+def test_the_average_counts_the_steps_of_pre_training(trained: Trained, tmp_path: Path) -> None:
+    """Otherwise it would forget, at the beginning of fusion training, what pre-training has averaged."""
+    stage = new_stage(trained, tmp_path, "training.pretrain_steps=15", "training.ema_decay=0.999")
+    before = [parameter.clone() for parameter in stage.average.module.parameters()]
+    stage.step(2, batch_of(stage.context, 2))
+    kept = (1 + 15 + 3) / (10 + 15 + 3)
+    for old, trained_one, new in zip(
+        before, stage.average.trained.parameters(), stage.average.module.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, kept * old + (1 - kept) * trained_one, rtol=1e-5, atol=1e-7)
+
+
 def test_the_draws_of_a_step_depend_on_seed_and_step_alone(trained: Trained, tmp_path: Path) -> None:
     whole, parted = (new_stage(trained, tmp_path, f"training.micro_batch_size={micro}") for micro in (4, 2))
     for step in (0, 1, 7):
-        (one,) = whole.inputs(step, batch_of(whole.setup, step))
+        (one,) = whole.inputs(step, batch_of(whole.context, step))
         torch.rand(2)
-        two = parted.inputs(step, batch_of(parted.setup, step))
+        two = parted.inputs(step, batch_of(parted.context, step))
         for name in Inputs._fields:
             assert torch.equal(getattr(one, name), torch.cat([getattr(each, name) for each in two])), name
         assert one.lambda_.shape == (4, 5) and one.lambda_.min() >= 0 and one.lambda_.max() <= 1
         assert one.position.min() >= 0 and one.position.max() <= 1
-    (first,), (second,) = (whole.inputs(step, batch_of(whole.setup, 0)) for step in (0, 1))
+    (first,), (second,) = (whole.inputs(step, batch_of(whole.context, 0)) for step in (0, 1))
     assert not torch.equal(first.lambda_, second.lambda_) and not torch.equal(first.position, second.position)
 
 
 def test_bf16_trains_on_a_cpu(trained: Trained, tmp_path: Path) -> None:
     stage = new_stage(trained, tmp_path, "training.mixed_precision=no")
-    wide = stage.step(0, batch_of(stage.setup, 0))
+    wide = stage.step(0, batch_of(stage.context, 0))
     stage = new_stage(trained, tmp_path, "training.mixed_precision=bf16")
-    narrow = stage.step(0, batch_of(stage.setup, 0))
+    narrow = stage.step(0, batch_of(stage.context, 0))
     assert wide.keys() == narrow.keys()
     for name in ("loss/reconstruction", "loss/content", "loss/style", "loss/penalty", "loss/total"):
         assert narrow[name].dtype == torch.float32

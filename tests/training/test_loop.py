@@ -10,7 +10,7 @@ import yaml
 from running import Trained, assert_equal_bits, latentfuse, listing, make_shards, scalars, tiny_arguments
 
 from pipeline.training import checkpoint
-from pipeline.training.runtime import Runtime
+from pipeline.training.optimizing import OptimizerSteps
 
 
 def newest(run: Path, stage: str) -> Path:
@@ -193,8 +193,8 @@ def test_none_is_saved_while_steps_are_skipped(
 ) -> None:
     """What is due then follows as soon as one is applied."""
     losses = iter([1.0, float("inf"), float("inf"), 1.0, 1.0, float("inf")])
-    backward = Runtime.backward
-    monkeypatch.setattr(Runtime, "backward", lambda self, loss: backward(self, loss * next(losses)))
+    backward = OptimizerSteps.backward
+    monkeypatch.setattr(OptimizerSteps, "backward", lambda self, loss: backward(self, loss * next(losses)))
     settings = ("training.pretrain_steps=6", "tracking.checkpoint_every=3")
     result = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *settings))
     assert result.code == 0 and result.out.count("the step is not applied") == 3

@@ -40,14 +40,14 @@ def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime, 
     module, reference = nn.Linear(4, 3), nn.Linear(4, 3)
     reference.load_state_dict(module.state_dict())
     config = OptimizerConfig(learning_rate=0.01, beta1=0.3, beta2=0.7, fused=fused)
-    optimizer = runtime.optimizer(module, config)
+    optimizer = runtime.optimizing.adam(module, config)
     adam = torch.optim.Adam(reference.parameters(), lr=0.01, betas=(0.3, 0.7))
     for _ in range(3):
         inputs = torch.randn(5, 4)
-        runtime.backward(module(inputs).square().mean())
+        runtime.optimizing.backward(module(inputs).square().mean())
         reference(inputs).square().mean().backward()
         expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None]).norm()
-        torch.testing.assert_close(runtime.apply(optimizer, "test"), expected)
+        torch.testing.assert_close(runtime.optimizing.apply(optimizer, "test"), expected)
         assert all(p.grad is None for p in module.parameters())
         adam.step()
         adam.zero_grad()
@@ -57,7 +57,7 @@ def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime, 
 
 def test_what_is_done_with_can_be_let_go(runtime: Runtime) -> None:
     module = nn.Linear(100, 100)
-    weight, optimizer = weakref.ref(module.weight), runtime.optimizer(runtime.wrap(module), OptimizerConfig())
+    weight, optimizer = weakref.ref(module.weight), runtime.optimizing.adam(runtime.wrap(module), OptimizerConfig())
     del module, optimizer
     assert weight() is not None, "accelerate holds it"
     runtime.free_memory()
@@ -67,52 +67,56 @@ def test_what_is_done_with_can_be_let_go(runtime: Runtime) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(runtime: Runtime, value: float) -> None:
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizer(module, OptimizerConfig())
+    optimizer = runtime.optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
 
     def step(factor: float) -> None:
-        runtime.backward(module(torch.ones(1, 2)).sum() * factor)
-        runtime.apply(optimizer, "train, autoencoder")
+        runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * factor)
+        runtime.optimizing.apply(optimizer, "train, autoencoder")
 
     step(value)
     step(value)
-    assert torch.equal(module.weight, before) and runtime.skipped_steps == 2
+    assert torch.equal(module.weight, before) and runtime.optimizing.skipped == 2
     step(1.0)  # the count of those in a row starts again
     assert not torch.equal(module.weight, before)
     step(value)
     step(value)
-    assert runtime.failure is None
+    assert runtime.optimizing.failure is None
     step(value)
-    assert runtime.failure is not None
-    assert "train, autoencoder: the gradient was not finite 3 times in a row" in runtime.failure
-    assert runtime.skipped_steps == 5 and torch.isfinite(module.weight).all()
+    assert runtime.optimizing.failure is not None
+    assert "train, autoencoder: the gradient was not finite 3 times in a row" in runtime.optimizing.failure
+    assert runtime.optimizing.skipped == 5 and torch.isfinite(module.weight).all()
 
 
 def test_a_loss_scale_that_collapses_is_a_failure(runtime: Runtime) -> None:
     """As under fp16: the scale is halved at each overflow, whether or not other steps come between."""
     runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizer(module, OptimizerConfig())
+    optimizer = runtime.optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
-    runtime.backward(module(torch.ones(1, 2)).sum() * float("inf"))
-    runtime.apply(optimizer, "train, autoencoder")
-    assert runtime.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
-    runtime.backward(module(torch.ones(1, 2)).sum() * float("inf"))
-    runtime.apply(optimizer, "train, autoencoder")
-    assert runtime.failure == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
+    runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    runtime.optimizing.apply(optimizer, "train, autoencoder")
+    assert runtime.optimizing.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
+    runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    runtime.optimizing.apply(optimizer, "train, autoencoder")
+    assert (
+        runtime.optimizing.failure
+        == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
+    )
 
 
 def test_an_infinite_loss_with_finite_gradients_is_seen(runtime: Runtime) -> None:
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizer(module, OptimizerConfig())
+    optimizer = runtime.optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
-    runtime.backward(module(torch.ones(1, 2)).sum() + float("inf"))
-    assert not torch.isfinite(runtime.apply(optimizer, "train, autoencoder"))
-    assert torch.equal(module.weight, before) and runtime.bad_gradients == ["weight", "bias"]
+    runtime.optimizing.backward(module(torch.ones(1, 2)).sum() + float("inf"))
+    assert not torch.isfinite(runtime.optimizing.apply(optimizer, "train, autoencoder"))
+    assert torch.equal(module.weight, before) and runtime.optimizing.bad_gradients == ["weight", "bias"]
 
 
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert new_runtime().loss_scale == 1.0 and new_runtime().scaler_state() == {}
+    optimizing = new_runtime().optimizing
+    assert optimizing.loss_scale == 1.0 and optimizing.scaler_state() == {}
     assert new_runtime(mixed_precision="bf16").precision == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert new_runtime().precision == "bf16", "what `accelerate launch` says, where the configuration says nothing"

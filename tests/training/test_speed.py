@@ -40,8 +40,8 @@ def new_stage(trained: Trained, folder: Path, *overrides: str) -> FusionStage:
 def train(stage: FusionStage, steps: int = 3) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The terms of the last step, and all weights after it."""
     for step in range(steps):
-        terms = stage.step(step, batch_of(stage.setup, step))
-    stage.runtime.check()
+        terms = stage.step(step, batch_of(stage.context, step))
+    stage.runtime.optimizing.check()
     return terms, {f"{n}.{k}": v for n, m in stage.modules.items() for k, v in m.state_dict().items()}
 
 
@@ -69,7 +69,7 @@ def test_the_layout_is_what_was_asked_for(trained: Trained, tmp_path: Path) -> N
     stage = new_stage(trained, tmp_path, "speed.channels_last=true")
     convolutions = [p for m in stage.modules.values() for p in m.parameters() if p.dim() == 4]
     assert convolutions and all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
-    (micro,) = stage.inputs(0, batch_of(stage.setup, 0))
+    (micro,) = stage.inputs(0, batch_of(stage.context, 0))
     assert micro.images.is_contiguous(memory_format=torch.channels_last) and not micro.images.is_contiguous()
 
 
@@ -94,7 +94,7 @@ def test_the_layout_holds_through_a_step(trained: Trained, tmp_path: Path, last:
 
     for module in (*stage.average.trained.modules(), *stage.perceptual.modules()):
         module.register_forward_hook(outputs)
-    stage.step(0, batch_of(stage.setup, 0))
+    stage.step(0, batch_of(stage.context, 0))
     assert seen == {"features": {last}, "gradients": {last}}
 
 
@@ -150,16 +150,16 @@ def test_a_penalty_at_an_interval_has_the_same_expectation(
     means = []
     for interval in (1, every):
         stage = new_stage(trained, tmp_path, f"penalty.every={interval}", "model.discriminator_output_gain=1")
-        micros = stage.inputs(0, batch_of(stage.setup, 0))
+        micros = stage.inputs(0, batch_of(stage.context, 0))
 
         def keep(optimizer: Any, what: str, stage: FusionStage = stage) -> Tensor:
             seen.append([p.grad.clone() for p in stage.critic.parameters() if p.grad is not None])
             optimizer.zero_grad()
             return torch.zeros(())
 
-        monkeypatch.setattr(stage.runtime, "apply", keep)
+        monkeypatch.setattr(stage.runtime.optimizing, "apply", keep)
         seen.clear()
-        logged = [stage._discriminator_step(micros, step % interval == 0)[1] for step in range(interval)]
+        logged = [stage.discriminator_step(micros, None, penalised=step % interval == 0) for step in range(interval)]
         assert ["loss/penalty" in terms for terms in logged] == [step == 0 for step in range(interval)]
         means.append([torch.stack(each).mean(0) for each in zip(*seen, strict=True)])
     torch.testing.assert_close(means[1], means[0], rtol=1e-9, atol=1e-14)
@@ -169,7 +169,7 @@ def test_a_penalty_at_an_interval_has_the_same_expectation(
 
 def test_a_step_with_an_interval_logs_the_penalty_where_it_is(trained: Trained, tmp_path: Path) -> None:
     stage = new_stage(trained, tmp_path, "penalty.every=2")
-    terms = [stage.step(step, batch_of(stage.setup, step)) for step in range(3)]
+    terms = [stage.step(step, batch_of(stage.context, step)) for step in range(3)]
     assert ["loss_weighted/penalty" in each for each in terms] == [True, False, True]
 
 
@@ -207,8 +207,8 @@ def test_a_step_never_waits_for_the_device(
     trained: Trained, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = new_stage(trained, tmp_path, *options)
-    stage.runtime.checks_at_once = False  # as on a GPU
-    batch = batch_of(stage.setup, 0)
+    stage.runtime.optimizing.check_at_once = False  # as on a GPU
+    batch = batch_of(stage.context, 0)
     for name in ("tolist", "cpu", "numpy"):
         monkeypatch.setattr(Tensor, name, refuse)
     with Waits() as waits:
@@ -216,7 +216,7 @@ def test_a_step_never_waits_for_the_device(
         stage.step(1, batch)
         assert not waits.seen
         with pytest.raises(AssertionError, match="to the host"):
-            stage.runtime.check()
+            stage.runtime.optimizing.check()
         assert bool(torch.ones(())) and waits.seen, "the counter counts"
 
 
@@ -227,7 +227,7 @@ def test_a_step_never_waits_for_a_gpu(trained: Trained, tmp_path: Path, precisio
     torch.set_default_dtype(torch.float32)
     options = ("training.device=cuda", f"training.mixed_precision={precision}")
     stage = new_stage(trained, tmp_path, *options)
-    batch = batch_of(stage.setup, 0)
+    batch = batch_of(stage.context, 0)
     stage.step(0, batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -243,17 +243,24 @@ def test_skipped_steps_are_found_later(trained: Trained, tmp_path: Path, fused: 
     for at_once in (True, False):
         setup = new_setup(tiny_config(tmp_path / "run", trained.shards, "training.max_skipped_steps=3"))
         runtime: Runtime = setup.runtime
-        runtime.checks_at_once = at_once
+        runtime.optimizing.check_at_once = at_once
         torch.manual_seed(0)
         module = torch.nn.Linear(2, 1)
-        optimizer = runtime.optimizer(module, OptimizerConfig(fused=fused))
+        optimizer = runtime.optimizing.adam(module, OptimizerConfig(fused=fused))
         for factor in (1.0, float("nan"), 2.0, float("inf"), float("nan"), float("nan"), 1.0):
-            runtime.backward(module(torch.ones(1, 2)).sum() * factor)
-            runtime.apply(optimizer, "test")
+            runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * factor)
+            runtime.optimizing.apply(optimizer, "test")
         if not at_once:
-            assert runtime.failure is None and runtime.skipped_steps == 0
-            runtime.check()
-        told.append((runtime.failure, runtime.skipped_steps, runtime.bad_gradients, module.weight.tolist()))
+            assert runtime.optimizing.failure is None and runtime.optimizing.skipped == 0
+            runtime.optimizing.check()
+        told.append(
+            (
+                runtime.optimizing.failure,
+                runtime.optimizing.skipped,
+                runtime.optimizing.bad_gradients,
+                module.weight.tolist(),
+            )
+        )
     assert told[0] == told[1] and told[0][1] == 4 and told[0][0] is not None
 
 

@@ -10,10 +10,10 @@ from pipeline.common.errors import UserError
 from pipeline.training.ranks import Ranks
 
 
-class Writer:
-    """Runs one piece of writing at a time, on the main rank, in a thread of its own.
+class CheckpointWriter:
+    """Writes one checkpoint at a time, on the main rank, in a thread of its own.
 
-    What it fails with is told by `failure`, for the ranks' next vote, or by `finish`.
+    If that fails, `failure` tells it for the ranks' next agreement, or `finish` raises it.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -22,13 +22,13 @@ class Writer:
         self._failure: Exception | None = None
 
     def start(self, write: Callable[[], object]) -> None:
-        """Begin to write, once what was begun before is done. On the main rank."""
+        """Begin to write, once the one before is written. On the main rank."""
         self._join()
 
         def run() -> None:
             try:
                 write()
-            except Exception as error:  # told where the ranks can agree on it
+            except Exception as error:  # told by `failure`, where the ranks can agree on it
                 self._failure = error
 
         self._thread = threading.Thread(target=run, name="checkpoint", daemon=True)
@@ -36,14 +36,14 @@ class Writer:
 
     @property
     def failure(self) -> Exception | None:
-        """What the last write ended with, told once. A bug's error is raised."""
+        """The error of the last write, told once; one that is a bug is raised."""
         failure, self._failure = self._failure, None
         if failure is not None and not isinstance(failure, UserError | OSError):
             raise failure
         return failure
 
     def finish(self) -> None:
-        """Wait until all is written. Every rank calls it, and all learn of a failure.
+        """Wait until all is written. Every rank calls it, and all stop at a failure.
 
         Raises:
             UserError: what it failed with, on the main rank; StoppedElsewhere on others.
