@@ -34,7 +34,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         raise UserError(f"{path}: exists and is not a bundle; remove it or name another folder")
     config = configuration.validate(found.state["config"], str(found.path))
     trained = provenance(found)
-    scales = found.module("perceptual") or FeatureScales().state_dict()  # pre-training knows no scales
+    scales = found.module("perceptual") or FeatureScales().state_dict()  # pre-training has none
     weights = {f"model.{key}": value for key, value in found.module(trained["weights"]).items()}
     weights |= {f"scales.{key}": value for key, value in scales.items()}
     info = {"format": FORMAT, "latentfuse": pipeline.__version__, "config": config.as_dict(), "trained": trained}

@@ -1,6 +1,6 @@
 """What the ranks agree on besides gradients: that one is asked to stop, that one has failed, what the main rank did.
 
-All of it goes through a group of its own on the CPU, which neither waits for the GPU nor counts as its work.
+All of it goes through a process group of its own on the CPU, which does not wait for the GPU.
 """
 
 import signal
@@ -15,13 +15,13 @@ from torch import distributed
 
 from pipeline.common import signals
 from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
-from pipeline.training.heartbeat import Watch
+from pipeline.training.heartbeat import Monitor
 
 PATIENCE = timedelta(days=1)
-"""The main rank may shard a data set while the others wait; whether it lives is the watch's business."""
+"""The main rank may shard a data set while the others wait; heartbeats tell whether it is alive."""
 SIGNALS = (signal.SIGINT, *signals.PREEMPTIONS)
 NETWORK = ("gloo", "NCCL")
-"""What messages of a broken collective hold."""
+"""Words in the messages of a broken collective."""
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Ranks:
         Raises:
             LostRank: if a collective in the block fails because another rank has gone.
         """
-        watch = Watch(run_dir, self.rank, self.world_size, on_loss)
+        monitor = Monitor(run_dir, self.rank, self.world_size, on_loss)
         self.signals.start()
         self._agreed = False
         try:
@@ -54,10 +54,10 @@ class Ranks:
                 yield
             self._agreed = True
         finally:
-            watch.end()
+            monitor.end()
             if self._agreed and self._group is not None:
                 with suppress(RuntimeError):
-                    distributed.barrier(self._group)  # none leaves while another still listens for its heart
+                    distributed.barrier(self._group)  # no rank leaves while another expects its heartbeat
             self.signals.end()
 
     @contextmanager
@@ -73,7 +73,7 @@ class Ranks:
             raise LostRank("lost another rank; the newest checkpoint is whole, the same command resumes") from error
 
     def agree(self, failure: Exception | None = None) -> None:
-        """Tell the other ranks of a failure or a signal here, and hear of theirs.
+        """Tell the other ranks of a failure or a signal here, and learn of theirs.
 
         Raises:
             Interrupted: on the main rank, when any rank was signalled.

@@ -222,6 +222,23 @@ def test_a_run_folder_has_one_job(tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_job_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    left = [run / ".config-0123abcd.tmp.yaml", run / "train" / "checkpoints" / ".step-00000002.tmp" / "state.json"]
+    left += [
+        run / ".bundle.tmp" / "config.json",
+        run / "train" / "not-finite-step-00000003" / ".rank0-0123abcd.tmp.json",
+    ]
+    behind_a_link = elsewhere / "checkpoints" / ".step-00000001.tmp" / "state.json"
+    kept = [run / ".notes.tmp", run / "train" / ".mine-0123abcd.tmp.txt", behind_a_link]
+    for path in (*left, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (run / "pretrain").symlink_to(elsewhere)
+    with checkpoint.claimed(run):
+        assert [path.exists() for path in (*left, *kept)] == [False] * len(left) + [True] * len(kept)
+
+
 def test_a_file_system_without_locks_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
