@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pipeline.common import files
 from pipeline.common.errors import Interrupted, StoppedElsewhere, UserError
 from pipeline.common.signals import Deferred
-from pipeline.config.load import dump as as_yaml
+from pipeline.config.load import dump
 from pipeline.config.schema import TrackingConfig
 from pipeline.data.loading.loader import MicroBatch
-from pipeline.training import checkpoint
+from pipeline.training import checkpoint, failed_step
+from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.context import Context
 from pipeline.training.resume import resume
-from pipeline.training.saving import Saver, dump
 from pipeline.training.stage import Stage
 from pipeline.training.tracking import Tracker
 
@@ -57,27 +57,27 @@ def run(stage: Stage, context: Context) -> None:
         return
     # Only now: a configuration that is refused leaves the run as it was.
     ranks.together(context.read_ahead)
-    ranks.on_main(lambda: files.write_text(config.run_dir / "config.yaml", as_yaml(config)))
+    ranks.on_main(lambda: files.write_text(config.run_dir / "config.yaml", dump(config)))
     schedule = Schedule(config.tracking, total)
     tracker = Tracker(config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, total)
     batches = context.train.micro_batches(context.order, done, total)
-    with closing(batches), closing(tracker), closing(Saver(stage, context, done)) as saver:
+    with closing(batches), closing(tracker), closing(CheckpointWriter(stage, context, done)) as writer:
         while done < total:
             batch, failure = _next(batches, tracker, ranks.signals)
             try:
-                ranks.agree(failure or saver.failure)
+                ranks.agree(failure or writer.failure)
             except (Interrupted, StoppedElsewhere, UserError, OSError) as stop:
-                _save_and_stop(stage, context, tracker, saver, done, stop)
+                _save_and_stop(stage, context, tracker, writer, done, stop)
                 raise
             _set_learning_rates(stage, config.optimizer.schedule, done)
             terms = stage.step(done, batch)
             done += 1
             tracker.add(terms, config.training.global_batch_size)
-            save_is_due = schedule.save_is_due(done, saver.saved)
+            save_is_due = schedule.save_is_due(done, writer.saved)
             if save_is_due or schedule.log_is_due(done):  # at a save, too: then a resumed run logs the same means
                 tracker.flush(done, _learning_rates(stage))
             if runtime.optimizing.failure:
-                folder = dump(stage, context, done, batch, terms)
+                folder = failed_step.describe(stage, context, done, batch, terms)
                 ranks.agree(UserError(f"{runtime.optimizing.failure} ({folder})"))
             # While steps are skipped the weights may be spoilt: saving them would drop good ones.
             saves = save_is_due and (done == total or not runtime.optimizing.skipping)
@@ -86,10 +86,10 @@ def run(stage: Stage, context: Context) -> None:
                 with runtime.uncompiled():
                     stage.settle()
                     if saves:
-                        saver.save(done)
+                        writer.save(done)
                     if shows:
                         ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
-        saver.finish()
+        writer.finish()
 
 
 def _next(
@@ -119,7 +119,7 @@ def _learning_rates(stage: Stage) -> dict[str, float]:
 
 
 def _save_and_stop(
-    stage: Stage, context: Context, tracker: Tracker, saver: Saver, done: int, stop: BaseException
+    stage: Stage, context: Context, tracker: Tracker, writer: CheckpointWriter, done: int, stop: BaseException
 ) -> None:
     """Save what is done; every rank is here, between two steps.
 
@@ -127,12 +127,12 @@ def _save_and_stop(
         Exception: if saving fails; `stop` itself if that is an error too, since it may be the cause.
     """
     try:
-        if done > saver.saved:
+        if done > writer.saved:
             tracker.flush(done, _learning_rates(stage))
             with context.runtime.uncompiled():
                 stage.settle()
-            saver.save(done)
-        saver.finish()
+            writer.save(done)
+        writer.finish()
     except (UserError, OSError, StoppedElsewhere):
         if getattr(stop, "exit_code", 2) == 2:
             raise stop from None

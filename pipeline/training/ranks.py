@@ -4,13 +4,12 @@ All of it goes through a process group of its own on the CPU, which does not wai
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import distributed
 
 from pipeline.common import signals
@@ -86,17 +85,17 @@ class Ranks:
             if self.signals.number:
                 raise signals.interruption(self.signals.number)
             return
-        votes = torch.tensor([failure is not None, *(self.signals.number == number for number in SIGNALS)])
-        votes = votes.to(torch.int64)
-        distributed.all_reduce(votes, group=self._group)
-        failed, *signalled = votes.tolist()
-        if failed:
-            self._raise_failures(failure)
-        for number, count in zip(SIGNALS, signalled, strict=True):
-            if count:
-                self._agreed = True
+        told: list[Any] = [None] * self.world_size
+        mine = (None if failure is None else _text(failure), self.signals.number)
+        distributed.all_gather_object(told, mine, group=self._group)
+        texts, numbers = zip(*told, strict=True)
+        stop: Exception | Interrupted | None = _one_error(texts)
+        for number in SIGNALS:
+            if stop is None and number in numbers:
                 stop = signals.interruption(number)
-                raise stop if self.is_main else StoppedElsewhere(stop.exit_code)
+        if stop is not None:
+            self._agreed = True
+            raise stop if self.is_main else StoppedElsewhere(getattr(stop, "exit_code", 2))
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank does `work`, without collectives inside; where it fails or is stopped on one, all of them stop.
@@ -145,16 +144,12 @@ class Ranks:
         value: T = result
         return value
 
-    def _raise_failures(self, failure: Exception | None) -> None:
-        told: list[str | None] = [None] * self.world_size
-        distributed.all_gather_object(told, None if failure is None else _text(failure), group=self._group)
-        self._agreed = True
-        if not self.is_main:
-            raise StoppedElsewhere(2)
-        distinct = dict.fromkeys(text for text in told if text is not None)
-        if len(distinct) == 1 and None not in told:
-            raise UserError(*distinct)
-        raise UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(told) if text is not None))
+
+def _one_error(texts: Sequence[str | None]) -> UserError | None:
+    """One error of what each rank failed with, if any did."""
+    if len(set(texts)) == 1:
+        return UserError(texts[0]) if texts[0] else None
+    return UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text is not None))
 
 
 def _is_network(error: RuntimeError) -> bool:

@@ -127,27 +127,6 @@ def test_a_run_that_finds_no_room_loses_nothing(trained: Trained, tmp_path: Path
     assert again.code == 0 and "train: resumed from" in again.out and "step-00000004" in again.out
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),  # type: ignore[dict-item, return-value]
-    "flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),  # type: ignore[dict-item, return-value]
-    "deleted": Path.unlink,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [("model.safetensors", "flipped"), ("optimizers.pt", "cut"), ("state.json", "deleted"), ("manifest.json", "cut")],
-)
-def test_a_damaged_checkpoint_is_passed_over_and_said(trained: Trained, tmp_path: Path, name: str, damage: str) -> None:
-    run, command = further(trained, tmp_path)
-    checkpoints = run / "train" / "checkpoints"
-    DAMAGES[damage](checkpoints / "step-00000004" / name)
-    result = latentfuse(*command)
-    assert result.code == 0, result
-    assert f"train: passed over {checkpoints / 'step-00000004' / name}" in result.out
-    assert f"train: resumed from {checkpoints / 'step-00000002'}" in result.out
-
-
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system: root on Linux only")
 @pytest.mark.parametrize("kind", ["full", "read-only"])
 def test_a_real_disk_that_is(trained: Trained, tmp_path: Path, kind: str) -> None:
