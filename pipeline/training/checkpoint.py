@@ -27,7 +27,7 @@ from pipeline.common.errors import UserError
 WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
 LEFTOVERS = (
     *(".*-????????.tmp.*", ".bundle.tmp", ".evaluation.tmp"),
-    *("*/checkpoints/.step-????????.tmp", "*/not-finite-step-*/.*-????????.tmp.json"),
+    *("*/checkpoints/.step-????????.*", "*/not-finite-step-*/.*-????????.tmp.json"),
 )
 """In a run folder, what a killed job may leave half-written."""
 
@@ -64,31 +64,18 @@ def save(
     bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
         raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
-    temporary = folder / f".{path.name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
-        torch.save(optimizers, temporary / OPTIMIZERS)
-        (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2))
-        shutil.copymode(temporary / STATE, temporary / WEIGHTS)  # safetensors lets nobody else read its files
-        sums = {name: files.sha256(temporary / name) for name in (WEIGHTS, OPTIMIZERS, STATE)}
-        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
-        for name in (WEIGHTS, OPTIMIZERS, STATE, MANIFEST):
-            files.fsync(temporary / name)
-        files.fsync(temporary)
-        shutil.rmtree(path, ignore_errors=True)  # there only if it failed to verify, or is being saved again
-        temporary.rename(path)
-        files.fsync(folder)
+        with files.replacing_folder(path) as temporary:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
+            torch.save(optimizers, temporary / OPTIMIZERS)
+            (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2))
+            shutil.copymode(temporary / STATE, temporary / WEIGHTS)  # safetensors lets nobody else read its files
+            sums = {name: files.sha256(temporary / name) for name in (WEIGHTS, OPTIMIZERS, STATE)}
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         # torch does not tell the system's reason.
         reason = f"{error} (is the disk full?)" if isinstance(error, RuntimeError) else str(error)
         raise UserError(f"{path}: the checkpoint could not be written: {reason}; earlier ones are intact") from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     # Those of later steps did not verify, or this step would not have been trained again: they do not count.
     for old in [each for each in steps(folder) if each <= path][:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # NFS keeps a file that is open elsewhere; the next save tries again

@@ -201,14 +201,12 @@ class FusionStage:
         size = config.training.global_batch_size
         lambda_ = self._draw(generator(config.seed, Stream.LAMBDA, step), size)
         position = torch.from_numpy(generator(config.seed, Stream.PENALTY, step).random(size, dtype="float32"))
-        return [
-            Inputs(
-                runtime.images(micro),
-                runtime.numbers(lambda_[micro.place]),
-                runtime.numbers(position[micro.place]),
-            )
-            for micro in batch
-        ]
+        micros = []
+        for micro in batch:
+            images = runtime.images(micro)
+            draws = (runtime.send(draw[micro.place]).to(images.dtype) for draw in (lambda_, position))
+            micros.append(Inputs(images, *draws))
+        return micros
 
     def _draw(self, random: np.random.Generator, count: int) -> Tensor:
         config = self.context.config

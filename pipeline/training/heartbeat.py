@@ -65,7 +65,7 @@ class Monitor:
     def _look(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             self._clock.tick()
-            if self.stop_file is not None and _is_there(self.stop_file):
+            if self.stop_file is not None and os.path.exists(self.stop_file):  # False where the file system fails, too
                 with suppress(OSError):  # one that cannot be removed stops the run all the same
                     self.stop_file.unlink()
                 signals.request(f"the file {self.stop_file}")
@@ -143,14 +143,6 @@ class Heartbeat:
             except RuntimeError:  # the rank or launcher that kept the store is gone
                 self._verdict = "rank 0 or its launcher cannot be reached"
                 return
-
-
-def _is_there(path: Path) -> bool:
-    """A file system that fails for a moment is no reason to stop watching."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def leave(message: str) -> None:

@@ -53,6 +53,7 @@ class Runtime:
                 ],
             )
             self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
+        self.device: torch.device = self.accelerator.device
         self.speed = speed or SpeedConfig()
         self.optimizing = OptimizerSteps(self.accelerator, config.max_skipped_steps, self.speed.compile, self.say)
         on_gpu = self.device.type == "cuda"
@@ -62,11 +63,6 @@ class Runtime:
             keep_freed_memory()
         torch.backends.cudnn.benchmark = self.speed.cudnn_benchmark
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.speed.tf32
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.accelerator.device
-        return device
 
     def say(self, message: str) -> None:
         """Print a line, on the main rank only. If nobody reads it, as behind `| head`, the run is saved and ends."""
@@ -103,15 +99,12 @@ class Runtime:
         """(m, 3, S, S) in [-1, 1] on the device, mirrored where the batch says so, without waiting for a GPU."""
         images = batch.images.to(self.device, non_blocking=True)
         if batch.flips is not None:
-            flips = self._without_waiting(torch.from_numpy(batch.flips))
+            flips = self.send(torch.from_numpy(batch.flips))
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
         return normalise(images.contiguous(memory_format=self.memory_format))
 
-    def numbers(self, values: Tensor) -> Tensor:
-        """A small tensor from the host, in torch's default dtype, on the device, without waiting for a GPU."""
-        return self._without_waiting(values.to(torch.get_default_dtype()))
-
-    def _without_waiting(self, values: Tensor) -> Tensor:
+    def send(self, values: Tensor) -> Tensor:
+        """A small tensor of the host on the device, without waiting for a GPU."""
         if self.device.type == "cuda":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)

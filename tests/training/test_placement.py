@@ -43,7 +43,7 @@ def test_no_tensor_of_the_host_meets_one_of_the_gpu(
 ) -> None:
     config = configuration.load(REPOSITORY / "configs" / f"{recipe}.yaml", list(SMALL))
     runtime, anything = new_runtime(config), Any
-    monkeypatch.setattr(Runtime, "device", property(lambda _: GPU))
+    runtime.device = GPU
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(Runtime, "to_device", to_gpu)
     monkeypatch.setattr(Runtime, "wrap", lambda _, module: module)
