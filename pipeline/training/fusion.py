@@ -1,4 +1,7 @@
-"""Fusion training of E, G and D (docs/method.md, eq. 11 and 12): one discriminator step, one generator step."""
+"""Fusion training of E, G and D: one discriminator step, one generator step.
+
+Numbers in brackets are the equations of docs/method.md.
+"""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +55,7 @@ class FusionStage:
         config, self.context, self.runtime = context.config, context, context.runtime
         self.pretrained = pretrained
         self.total_steps = config.training.fusion_steps
-        # First of all: where its weights are missing, on one rank or all, none is left waiting in a collective.
+        # First of all: if its weights are missing on a rank, no other rank is left waiting in a collective.
         perceptual = self.runtime.ranks.together(lambda: PerceptualNetwork(config.perceptual))
         self.perceptual = self.runtime.to_device(perceptual, frozen=True)
         self.runtime.compile(self.perceptual)
@@ -132,6 +135,7 @@ class FusionStage:
         return {**sums.weighted_means(self.weights), "gradient_norm/autoencoder": norm}
 
     def _forward(self, micro: Inputs) -> FusionOutput:
+        """A' and C of every image (1)."""
         output: FusionOutput = self.autoencoder(micro.images, micro.lambda_, self.extra.flipped_pairs)
         return output
 
@@ -186,9 +190,9 @@ class FusionStage:
             if layer in STYLE_LAYERS:
                 gram_a = losses.gram_matrix(a)  # (6)
                 owner = owner.flatten(1).mean(1) if owner.dim() > 1 else owner
-                by_layer[layer] = losses.style_of_grams(losses.gram_matrix(c), gram_a, rolled(gram_a), owner)
+                by_layer[layer] = losses.style_of_grams(losses.gram_matrix(c), gram_a, rolled(gram_a), owner)  # (5)
             else:
-                by_layer[layer] = losses.content(c, a, rolled(a), owner)
+                by_layer[layer] = losses.content(c, a, rolled(a), owner)  # (4)
         return by_layer
 
     def _sum_of_layers(self, layers: tuple[str, ...], by_layer: dict[str, Tensor]) -> Tensor:

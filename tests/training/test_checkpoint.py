@@ -140,21 +140,17 @@ def test_no_room_leaves_the_earlier_ones(tmp_path: Path, limit: int) -> None:
     assert found is not None and found.step == 2 and not passed_over
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError("unexpected pos 64 vs 0")])
-def test_a_stop_while_saving_leaves_the_earlier_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException
-) -> None:
+def test_ctrl_c_while_saving_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 1)
     before = listing(tmp_path)
 
-    def fail(_: Any, path: Path) -> None:
+    def interrupted(_: Any, path: Path) -> None:
         path.write_bytes(b"half")
-        raise stop
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises((KeyboardInterrupt, UserError)) as stopped:
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
-    assert stopped.value is stop or "is the disk full" in str(stopped.value)
     assert listing(tmp_path) == before
 
 

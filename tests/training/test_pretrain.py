@@ -1,4 +1,4 @@
-"""One step of pre-training is METHOD (10), whatever the accumulation."""
+"""One step of pre-training is docs/method.md, eq. 10, whatever the accumulation."""
 
 import copy
 from pathlib import Path

@@ -12,6 +12,7 @@ from pipeline.common.devices import check_device, unsupported_gpu
 from pipeline.common.errors import UserError
 from pipeline.config.schema import OptimizerConfig, TrainingConfig
 from pipeline.data.loading.loader import MicroBatch
+from pipeline.training.optimizing import OptimizerSteps
 from pipeline.training.runtime import Runtime
 
 
@@ -25,6 +26,11 @@ def runtime() -> Runtime:
     return new_runtime()
 
 
+@pytest.fixture
+def optimizing(runtime: Runtime) -> OptimizerSteps:
+    return runtime.optimizing
+
+
 def test_images_are_mirrored_where_the_batch_says_so(runtime: Runtime) -> None:
     images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
     kept = images.clone()
@@ -35,19 +41,19 @@ def test_images_are_mirrored_where_the_batch_says_so(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime, fused: bool) -> None:
+def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(optimizing: OptimizerSteps, fused: bool) -> None:
     torch.manual_seed(0)
     module, reference = nn.Linear(4, 3), nn.Linear(4, 3)
     reference.load_state_dict(module.state_dict())
     config = OptimizerConfig(learning_rate=0.01, beta1=0.3, beta2=0.7, fused=fused)
-    optimizer = runtime.optimizing.adam(module, config)
+    optimizer = optimizing.adam(module, config)
     adam = torch.optim.Adam(reference.parameters(), lr=0.01, betas=(0.3, 0.7))
     for _ in range(3):
         inputs = torch.randn(5, 4)
-        runtime.optimizing.backward(module(inputs).square().mean())
+        optimizing.backward(module(inputs).square().mean())
         reference(inputs).square().mean().backward()
         expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None]).norm()
-        torch.testing.assert_close(runtime.optimizing.apply(optimizer, "test"), expected)
+        torch.testing.assert_close(optimizing.apply(optimizer, "test"), expected)
         assert all(p.grad is None for p in module.parameters())
         adam.step()
         adam.zero_grad()
@@ -65,53 +71,53 @@ def test_what_is_done_with_can_be_let_go(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(runtime: Runtime, value: float) -> None:
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(optimizing: OptimizerSteps, value: float) -> None:
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizing.adam(module, OptimizerConfig())
+    optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
 
     def step(factor: float) -> None:
-        runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * factor)
-        runtime.optimizing.apply(optimizer, "train, autoencoder")
+        optimizing.backward(module(torch.ones(1, 2)).sum() * factor)
+        optimizing.apply(optimizer, "train, autoencoder")
 
     step(value)
     step(value)
-    assert torch.equal(module.weight, before) and runtime.optimizing.skipped == 2
+    assert torch.equal(module.weight, before) and optimizing.skipped == 2
     step(1.0)  # the count of those in a row starts again
     assert not torch.equal(module.weight, before)
     step(value)
     step(value)
-    assert runtime.optimizing.failure is None
+    assert optimizing.failure is None
     step(value)
-    assert runtime.optimizing.failure is not None
-    assert "train, autoencoder: the gradient was not finite 3 times in a row" in runtime.optimizing.failure
-    assert runtime.optimizing.skipped == 5 and torch.isfinite(module.weight).all()
+    assert optimizing.failure is not None
+    assert "train, autoencoder: the gradient was not finite 3 times in a row" in optimizing.failure
+    assert optimizing.skipped == 5 and torch.isfinite(module.weight).all()
 
 
 def test_a_loss_scale_that_collapses_is_a_failure(runtime: Runtime) -> None:
     """As under fp16: the scale is halved at each overflow, whether or not other steps come between."""
+    optimizing = runtime.optimizing
     runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizing.adam(module, OptimizerConfig())
+    optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
-    runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
-    runtime.optimizing.apply(optimizer, "train, autoencoder")
-    assert runtime.optimizing.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
-    runtime.optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
-    runtime.optimizing.apply(optimizer, "train, autoencoder")
+    optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    optimizing.apply(optimizer, "train, autoencoder")
+    assert optimizing.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
+    optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    optimizing.apply(optimizer, "train, autoencoder")
     assert (
-        runtime.optimizing.failure
-        == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
+        optimizing.failure == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
     )
 
 
-def test_an_infinite_loss_with_finite_gradients_is_seen(runtime: Runtime) -> None:
+def test_an_infinite_loss_with_finite_gradients_is_seen(optimizing: OptimizerSteps) -> None:
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizing.adam(module, OptimizerConfig())
+    optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
-    runtime.optimizing.backward(module(torch.ones(1, 2)).sum() + float("inf"))
-    assert not torch.isfinite(runtime.optimizing.apply(optimizer, "train, autoencoder"))
-    assert torch.equal(module.weight, before) and runtime.optimizing.bad_gradients == ["weight", "bias"]
+    optimizing.backward(module(torch.ones(1, 2)).sum() + float("inf"))
+    assert not torch.isfinite(optimizing.apply(optimizer, "train, autoencoder"))
+    assert torch.equal(module.weight, before) and optimizing.bad_gradients == ["weight", "bias"]
 
 
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
