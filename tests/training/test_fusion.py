@@ -1,4 +1,4 @@
-"""One step of fusion training is docs/method.md, eq. 2 to 11, computed again here in plain terms."""
+"""One step of fusion training is docs/method.md, eq. 2 to 11, with A, B and C apart; `test_losses` has each loss."""
 
 import copy
 from pathlib import Path
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.common.errors import UserError
 from pipeline.config.schema import LAYERS
+from pipeline.models import losses
 from pipeline.models.extra_losses import structural_similarity
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
@@ -66,12 +67,6 @@ class Spy:
         monkeypatch.setattr(stage.runtime.optimizing, "apply", watch)
 
 
-def gram(p: Tensor) -> Tensor:
-    c, h, w = p.shape
-    flat = p.reshape(c, h * w)
-    return flat @ flat.T / (c * h * w)
-
-
 def expected_critic_loss(
     critic: Any, micro: Inputs, fused: Tensor, k: float, p: float, endpoints: bool
 ) -> tuple[Tensor, Tensor]:
@@ -90,56 +85,29 @@ def expected_critic_loss(
     return (critic.score(fake) - critic.score(real)).mean(), penalty
 
 
-def expected_terms(
-    stage: FusionStage, critic: Any, autoencoder: Any, micro: Inputs, owners: Tensor
-) -> dict[str, Tensor]:
-    """Image by image, from the equations; A is the image, B the one before it."""
-    images, lambda_ = micro.images, micro.lambda_
-    reconstruction, fused, _ = autoencoder(images, lambda_)
-    scores = critic.score(fused)
-    features_real, features_fused = stage.perceptual(images), stage.perceptual(fused)
-    terms: dict[str, list[Tensor]] = {name: [] for name in (*WEIGHTS, "ssim")}
-    for i in range(len(images)):
-        a, b, c = images[i], images[i - 1], fused[i]
-        a_again, b_again = reconstruction[i], reconstruction[i - 1]
-        by_layer = torch.einsum("n...,nl->l...", lambda_[i], owners)
-        style, content = torch.zeros(()), torch.zeros(())
-        for number in range(5):
-            at_a, at_b, at_c = features_real[number][i], features_real[number][i - 1], features_fused[number][i]
-            weight = stage.layer_weights[number]
-            if number < 3:
-                to_a, to_b = (gram(at_c) - gram(at_a)).square().mean(), (gram(at_c) - gram(at_b)).square().mean()
-                lam = by_layer[number].mean()
-                style = style + weight * (lam * to_a + (1 - lam) * to_b)
-            else:
-                lam = over_the_places(by_layer[number], at_c.shape[-1])
-                content = content + weight * (lam * (at_c - at_a) ** 2 + (1 - lam) * (at_c - at_b) ** 2).mean()
-        r = torch.zeros(())
-        if bool((lambda_[i] == 1).all()):
-            r = (c - a).abs().mean()
-        if bool((lambda_[i] == 0).all()):
-            r = (c - b).abs().mean()
-
-        def variation(x: Tensor) -> Tensor:
-            return (x[:, :, 1:] - x[:, :, :-1]).square().sum() + (x[:, 1:] - x[:, :-1]).square().sum()
-
-        terms["adversarial"].append(-scores[i])
-        terms["content"].append(content)
-        terms["style"].append(style)
-        terms["reconstruction"].append((a_again - a).abs().mean() + (b_again - b).abs().mean() + r)
-        of_a, of_b = (structural_similarity(x[None], y[None]).sum() for x, y in ((a_again, a), (b_again, b)))
-        terms["ssim"].append(2 - of_a - of_b)
-        terms["total_variation"].append((variation(c) + variation(a_again) + variation(b_again)) / c.numel())
-    found = {name: torch.stack(values).mean() for name, values in terms.items()}
-    return found | (expected_of_flips(stage, autoencoder, images) if stage.extra.flipped_pairs else {})
-
-
-def over_the_places(lam: Tensor, side: int) -> Tensor:
-    """() as it is; (h, w), every cell for its block of a feature map that is `side` wide, (side, side)."""
-    if lam.dim() == 0:
-        return lam
-    repeats = side // lam.shape[0]
-    return lam.repeat_interleave(repeats, dim=0).repeat_interleave(repeats, dim=1)
+def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, owners: Tensor) -> dict[str, Tensor]:
+    """The means of the equations' terms, from A, B, A', B' and C; B is the image before A."""
+    a, lambda_ = micro.images, micro.lambda_
+    a_again, c, _ = model(a, lambda_)
+    before = [i - 1 for i in range(len(a))]
+    b, b_again = a[before], a_again[before]
+    by_layer = torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
+    layers = list(zip(stage.layer_weights, *(stage.perceptual(x) for x in (c, a, b)), by_layer, strict=True))
+    style = [weight * losses.style(*of, lam.reshape(len(a), -1).mean(1)) for weight, *of, lam in layers[:3]]
+    content = [weight * losses.content(*of, lam) for weight, *of, lam in layers[3:]]
+    ends = [
+        x if (lam == 1).all() else y if (lam == 0).all() else z for x, y, z, lam in zip(a, b, c, lambda_, strict=True)
+    ]
+    terms = {
+        "adversarial": -critic.score(c),
+        "content": sum(content),
+        "style": sum(style),
+        "reconstruction": sum(map(losses.reconstruction, (a_again, b_again, c), (a, b, end))),
+        "total_variation": sum(map(losses.total_variation, (c, a_again, b_again))),
+        "ssim": 2 - structural_similarity(a_again, a) - structural_similarity(b_again, b),
+    }
+    found = {name: torch.as_tensor(values).mean() for name, values in terms.items()}
+    return found | (expected_of_flips(stage, model, a) if stage.extra.flipped_pairs else {})
 
 
 def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> dict[str, Tensor]:
@@ -147,8 +115,8 @@ def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> d
     z_a, z_b = autoencoder.encoder(images[:1]), autoencoder.encoder(images[-1:])
 
     def points(z: Tensor) -> list[Tensor]:
-        features = [each[0] for each in stage.perceptual(autoencoder.generator(z))]
-        return [gram(each) if number < 3 else each for number, each in enumerate(features)]
+        features = stage.perceptual(autoencoder.generator(z))
+        return [losses.gram_matrix(each) if number < 3 else each for number, each in enumerate(features)]
 
     def distances(z: Tensor) -> Tensor:
         return torch.stack([(x - y).square().mean() for x, y in zip(points(z), points(z_a), strict=True)])
