@@ -95,9 +95,8 @@ def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, o
     layers = list(zip(stage.layer_weights, *(stage.perceptual(x) for x in (c, a, b)), by_layer, strict=True))
     style = [weight * losses.style(*of, lam.reshape(len(a), -1).mean(1)) for weight, *of, lam in layers[:3]]
     content = [weight * losses.content(*of, lam) for weight, *of, lam in layers[3:]]
-    ends = [
-        x if (lam == 1).all() else y if (lam == 0).all() else z for x, y, z, lam in zip(a, b, c, lambda_, strict=True)
-    ]
+    only_a, only_b = ((lambda_.flatten(1) == value).all(1)[:, None, None, None] for value in (1, 0))
+    end = torch.where(only_a, a, torch.where(only_b, b, c))  # C itself elsewhere: R is 0 there
     terms = {
         "adversarial": -critic.score(c),
         "content": sum(content),
