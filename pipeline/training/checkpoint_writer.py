@@ -1,7 +1,6 @@
 """Checkpoints written beside training: a step that saves waits only for the copy to host memory."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -78,10 +77,10 @@ class CheckpointWriter:
         }
         return _on_host(weights), _on_host(optimizers) | {"scaler": optimizing.scaler_state()}, state
 
-    def _write(self, step: int, *parts: Any) -> None:
+    def _write(self, step: int, weights: dict[str, Tensor], optimizers: dict[str, Any], state: dict[str, Any]) -> None:
         config = self.context.config
-        folder = checkpoint.folder_of(config.run_dir, self.stage.name)
-        path: Path = checkpoint.save(folder, step, *parts, config.tracking.keep_checkpoints)
+        folder, keep = checkpoint.folder_of(config.run_dir, self.stage.name), config.tracking.keep_checkpoints
+        path = checkpoint.save(folder, step, weights, optimizers, state, keep)
         self.context.runtime.say(f"{self.stage.name}: saved {path}")
 
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from running import file_size_limit, listing
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.training import checkpoint
 
@@ -168,14 +170,14 @@ def test_the_oldest_goes_only_after_the_newest_is_whole(tmp_path: Path, monkeypa
     for step in (1, 2):
         save(tmp_path, step, keep=2)
     seen = []
-    real = checkpoint.shutil.rmtree
+    real = shutil.rmtree
 
     def watch(path: Path, **options: Any) -> None:
         if path.name == "step-00000001":
             seen.append(checkpoint.load(tmp_path / "step-00000003").step)
         real(path, **options)
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", watch)
+    monkeypatch.setattr(shutil, "rmtree", watch)
     save(tmp_path, 3, keep=2)
     assert seen == [3]
 
@@ -200,7 +202,7 @@ def test_nothing_executable_is_loaded(tmp_path: Path) -> None:
     path = save(tmp_path / "c", 1)
     torch.save({"autoencoder": Evil()}, path / "optimizers.pt")
     sums = json.loads((path / "manifest.json").read_text())
-    sums["optimizers.pt"] = checkpoint.files.sha256(path / "optimizers.pt")
+    sums["optimizers.pt"] = files.sha256(path / "optimizers.pt")
     (path / "manifest.json").write_text(json.dumps(sums))
     with pytest.raises(pickle.UnpicklingError):
         checkpoint.load(path)

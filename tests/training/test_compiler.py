@@ -35,8 +35,10 @@ def test_nothing_but_steps_is_compiled(trained: Trained, tmp_path: Path, monkeyp
     for stage in (PretrainStage, FusionStage):
         monkeypatch.setattr(stage, "step", noted(stage.step))
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_(self, backend=compiler, dynamic=False))
-    options = ("speed.compile=default", "training.ema_decay=0", "perceptual.feature_scale=unit")
-    options += ("model.discriminator_norm=layer", "tracking.image_every=2")
+    options = (
+        *("speed.compile=default", "training.ema_decay=0", "perceptual.feature_scale=unit"),
+        *("model.discriminator_norm=layer", "tracking.image_every=2"),
+    )
     torch._dynamo.reset()
     for command in ("pretrain", "train"):
         result = latentfuse(command, *tiny_arguments(tmp_path / "run", trained.shards, *options))

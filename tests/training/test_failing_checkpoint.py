@@ -14,6 +14,7 @@ import pytest
 import torch
 from running import Trained, file_size_limit, latentfuse, listing, tiny_arguments
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from pipeline.common.errors import UserError
 from pipeline.training import checkpoint
@@ -62,7 +63,7 @@ def failing(disk: Disk) -> Iterator[None]:
         for name in ("mkdir", "rename", "write_text"):
             patch.setattr(Path, name, disk.wrap(getattr(Path, name), name))
         patch.setattr(os, "fsync", disk.wrap(os.fsync, "fsync"))
-        patch.setattr(checkpoint, "save_file", disk.wrap_half(checkpoint.save_file, "weights", SafetensorError))
+        patch.setattr(checkpoint, "save_file", disk.wrap_half(save_file, "weights", SafetensorError))
         patch.setattr(torch, "save", disk.wrap_half(torch.save, "optimizers", RuntimeError))
         yield
 

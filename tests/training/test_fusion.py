@@ -93,8 +93,10 @@ def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, o
     b, b_again = a[before], a_again[before]
     by_layer = torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
     layers = list(zip(stage.layer_weights, *(stage.perceptual(x) for x in (c, a, b)), by_layer, strict=True))
-    style = [weight * losses.style(*of, lam.reshape(len(a), -1).mean(1)) for weight, *of, lam in layers[:3]]
-    content = [weight * losses.content(*of, lam) for weight, *of, lam in layers[3:]]
+    style = [
+        w * losses.style(of_c, of_a, of_b, lam.reshape(len(a), -1).mean(1)) for w, of_c, of_a, of_b, lam in layers[:3]
+    ]
+    content = [w * losses.content(x, y, z, lam) for w, x, y, z, lam in layers[3:]]
     only_a, only_b = ((lambda_.flatten(1) == value).all(1)[:, None, None, None] for value in (1, 0))
     end = torch.where(only_a, a, torch.where(only_b, b, c))  # C itself elsewhere: R is 0 there
     terms = {
@@ -159,7 +161,7 @@ def test_one_step_is_the_method(
         expected_critic_loss(critic, each, autoencoder(each.images, each.lambda_).fused, k, p, endpoints)
         for each in micros
     ]
-    (sum(score + penalty for score, penalty in parts) / len(parts)).backward()
+    torch.stack([score + penalty for score, penalty in parts]).mean().backward()
     assert_close_gradients(spy.critic["discriminator"], gradients(critic.parameters()))
     assert all(gradient is None for gradient in spy.autoencoder["discriminator"]), "D's step is not theirs"
     torch.testing.assert_close(

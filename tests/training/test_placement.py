@@ -4,7 +4,7 @@ They refuse to mix devices, as real ones do. Backward passes would need a driver
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 from pipeline.cli.bench.step import random_batch
 from pipeline.config import load as configuration
+from pipeline.data.loading.loader import FaceImages
 from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 from pipeline.training.runtime import Runtime
@@ -42,12 +43,12 @@ def test_no_tensor_of_the_host_meets_one_of_the_gpu(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configuration.load(REPOSITORY / "configs" / f"{recipe}.yaml", list(SMALL))
-    runtime, anything = new_runtime(config), Any
+    runtime, nothing = new_runtime(config), cast(FaceImages, None)
     runtime.device = GPU
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     monkeypatch.setattr(Runtime, "to_device", to_gpu)
     monkeypatch.setattr(Runtime, "wrap", lambda _, module: module)
-    context = Context(config, runtime, anything, anything)
+    context = Context(config, runtime, nothing, nothing)
     with FakeTensorMode(allow_non_fake_inputs=True):
         stage = FusionStage(context, tmp_path)
         (micro,) = stage.inputs(0, random_batch(context.order, config.data.image_size))

@@ -1,6 +1,7 @@
 """Devices, precision and skipped steps."""
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pipeline.training.optimizing import OptimizerSteps
 from pipeline.training.runtime import Runtime
 
 
-def new_runtime(**options: object) -> Runtime:
+def new_runtime(**options: Any) -> Runtime:
     AcceleratorState._reset_state(True)
     return Runtime(TrainingConfig(**{"device": "cpu", "max_skipped_steps": 3, **options}))
 
@@ -97,7 +98,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(optimizing
 def test_a_loss_scale_that_collapses_is_a_failure(runtime: Runtime) -> None:
     """As under fp16: the scale is halved at each overflow, whether or not other steps come between."""
     optimizing = runtime.optimizing
-    runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
+    runtime.accelerator.scaler = torch.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
     module = nn.Linear(2, 1)
     optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()

@@ -14,6 +14,7 @@ from running import Trained, assert_equal_bits, batch_of, latentfuse, new_setup,
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.common.errors import UserError
 from pipeline.config.schema import OptimizerConfig
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage
@@ -106,6 +107,7 @@ def test_freed_memory_is_used_again() -> None:
     """In a process of its own: 40 tensors of 8 MiB, one after another, are 80,000 pages of 4 KiB if each is new."""
     program = """
 import resource, torch
+from pipeline.common.errors import UserError
 from pipeline.config.schema import SpeedConfig, TrainingConfig
 from pipeline.training.runtime import Runtime
 for keep in (False, True):
@@ -259,9 +261,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         patch.setattr(checkpoint, "save", slow)
         patch.setattr(FusionStage, "step", watched)
         assert latentfuse("train", *tiny_arguments(run, trained.shards, *options), *init).code == 0
-    other = tmp_path / "other"
-    options += ("tracking.asynchronous_saves=false",)
-    assert latentfuse("train", *tiny_arguments(other, trained.shards, *options), *init).code == 0
+    other, at_once = tmp_path / "other", "tracking.asynchronous_saves=false"
+    assert latentfuse("train", *tiny_arguments(other, trained.shards, *options, at_once), *init).code == 0
     saved = checkpoint.steps(run / "train" / "checkpoints")
     assert [path.name for path in saved] == ["step-00000002", "step-00000004", "step-00000005"]
     for path in saved:
@@ -277,7 +278,7 @@ def test_a_save_that_fails_ends_the_run(
 
     def full(folder: Path, number: int, *rest: Any) -> Path:
         if number >= 4:
-            raise checkpoint.UserError("the disk is full")
+            raise UserError("the disk is full")
         return save(folder, number, *rest)
 
     monkeypatch.setattr(checkpoint, "save", full)
