@@ -93,9 +93,7 @@ def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, o
     b, b_again = a[before], a_again[before]
     by_layer = torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
     layers = list(zip(stage.layer_weights, *(stage.perceptual(x) for x in (c, a, b)), by_layer, strict=True))
-    style = [
-        w * losses.style(of_c, of_a, of_b, lam.reshape(len(a), -1).mean(1)) for w, of_c, of_a, of_b, lam in layers[:3]
-    ]
+    style = [w * losses.style(x, y, z, lam.reshape(len(a), -1).mean(1)) for w, x, y, z, lam in layers[:3]]
     content = [w * losses.content(x, y, z, lam) for w, x, y, z, lam in layers[3:]]
     only_a, only_b = ((lambda_.flatten(1) == value).all(1)[:, None, None, None] for value in (1, 0))
     end = torch.where(only_a, a, torch.where(only_b, b, c))  # C itself elsewhere: R is 0 there
