@@ -78,7 +78,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     with ExitStack() as stack:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
         runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
-        with runtime.ranks.losses_named():  # before the status is told
+        with runtime.ranks.lost_ranks_named():  # before the status is told
             try:
                 yield runtime
             except torch.OutOfMemoryError:

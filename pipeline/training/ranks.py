@@ -49,7 +49,7 @@ class Ranks:
         self.signals.start()
         self._agreed = False
         try:
-            with self.losses_named():
+            with self.lost_ranks_named():
                 yield
             self._agreed = True
         finally:
@@ -60,7 +60,7 @@ class Ranks:
             self.signals.end()
 
     @contextmanager
-    def losses_named(self) -> Iterator[None]:
+    def lost_ranks_named(self) -> Iterator[None]:
         """Raises LostRank where a collective in the block fails because another rank has gone."""
         try:
             yield
