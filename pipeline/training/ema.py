@@ -25,7 +25,8 @@ class MovingAverage:
         """Take in the trained parameters after `step` steps, those of pre-training included."""
         if self.decay:
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.module.parameters()), list(self.trained.parameters()), 1 - decay)
+            for average, trained in zip(self.module.parameters(), self.trained.parameters(), strict=True):
+                average.lerp_(trained, 1 - decay)
 
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds of E and G."""

@@ -84,7 +84,7 @@ class OptimizerSteps:
         """
         self._accelerator.unscale_gradients(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch.stack(torch._foreach_norm([p.grad for p in parameters]))  # one operation, not one per parameter
+        norms = torch.stack([torch.linalg.vector_norm(p.grad) for p in parameters])
         norm: Tensor = torch.linalg.vector_norm(norms)
         attempt = Attempt(what, parameters, norms, torch.isfinite(norm))
         if self._accelerator.scaler is not None:
