@@ -141,9 +141,9 @@ def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str
     os.environ |= {"OMP_NUM_THREADS": "1", **variables}
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
     from pipeline.cli import app as cli
-    from pipeline.training import context as setup
+    from pipeline.training import context
 
-    setup.CALIBRATION_IMAGES = 8
+    context.CALIBRATION_IMAGES = 8
     sys.argv = ["latentfuse", *arguments]
     prepare()
     cli.main()

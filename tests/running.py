@@ -26,8 +26,7 @@ from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.data.shards.writing import write_shards
-from pipeline.training import checkpoint
-from pipeline.training import context as setup
+from pipeline.training import checkpoint, context
 from pipeline.training.runtime import Runtime
 
 torch.set_num_threads(1)  # networks this small only lose by more
@@ -129,7 +128,7 @@ def latentfuse(*arguments: object) -> Result:
     code = 0
     AcceleratorState._reset_state(True)  # each command believes to be the first
     with (
-        mock.patch.object(setup, "CALIBRATION_IMAGES", 8),
+        mock.patch.object(context, "CALIBRATION_IMAGES", 8),
         mock.patch.object(sys, "argv", ["latentfuse", *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
@@ -200,12 +199,12 @@ def new_runtime(config: Config) -> Runtime:
     return Runtime(config.training, config.speed)
 
 
-def new_setup(config: Config) -> setup.Setup:
+def new_setup(config: Config) -> context.Context:
     """What stages are built on, as the commands do."""
     return workflow._setup(config, new_runtime(config))
 
 
-def batch_of(made: setup.Setup, step: int) -> list[MicroBatch]:
+def batch_of(made: context.Context, step: int) -> list[MicroBatch]:
     """The micro-batches of one step, from 0."""
     return next(made.train.micro_batches(made.order, step, step + 1))
 

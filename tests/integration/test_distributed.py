@@ -19,22 +19,22 @@ GLOBAL = ("training.global_batch_size=8", "training.micro_batch_size=2", "traini
 RANK = """
 import hashlib, json, os, sys
 from pathlib import Path
-from pipeline.training import loop, setup
+from pipeline.training import context, loop
 
-setup.CALIBRATION_IMAGES = 8
+context.CALIBRATION_IMAGES = 8
 run = loop.run
 
-def and_tell(stage, setup):
-    run(stage, setup)
+def and_tell(stage, context):
+    run(stage, context)
     digest = {
         name: hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
         for name, module in stage.modules.items()
     }
-    told = {"rank": setup.runtime.ranks.rank, "ranks": setup.runtime.ranks.world_size, "digest": digest}
-    (setup.config.run_dir / f"rank{setup.runtime.ranks.rank}.json").write_text(json.dumps(told))
+    told = {"rank": context.runtime.ranks.rank, "ranks": context.runtime.ranks.world_size, "digest": digest}
+    (context.config.run_dir / f"rank{context.runtime.ranks.rank}.json").write_text(json.dumps(told))
 
 loop.run = and_tell
-from pipeline.cli import main
+from pipeline.cli.app import main
 main()
 """
 

@@ -17,7 +17,7 @@ from running import ENDLESS_JOB, Trained, tiny_arguments
 from pipeline.data.shards.reader import ShardReader
 from pipeline.training import checkpoint
 from pipeline.training import heartbeat as watch
-from pipeline.training.runtime import Runtime
+from pipeline.training.optimizing import OptimizerSteps
 
 
 def begin(
@@ -192,13 +192,13 @@ def nan_on_one_rank() -> None:
     narrow()
     from pipeline.training.pretrain import PretrainStage
 
-    backward, step = Runtime.backward, PretrainStage.step
+    backward, step = OptimizerSteps.backward, PretrainStage.step
 
     def counted(self: PretrainStage, number: int, batch: object) -> object:
-        Runtime.backward = poisoned if number >= 4 and os.environ["RANK"] == "1" else backward  # type: ignore[method-assign]
+        OptimizerSteps.backward = poisoned if number >= 4 and os.environ["RANK"] == "1" else backward  # type: ignore[method-assign]
         return step(self, number, batch)  # type: ignore[arg-type]
 
-    def poisoned(self: Runtime, loss: torch.Tensor) -> None:
+    def poisoned(self: OptimizerSteps, loss: torch.Tensor) -> None:
         backward(self, loss + float("inf"))
 
     PretrainStage.step = counted  # type: ignore[assignment, method-assign]

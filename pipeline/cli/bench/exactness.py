@@ -8,14 +8,14 @@ from torch import Tensor
 
 from pipeline.config.schema import SpeedConfig
 from pipeline.data.loading.loader import MicroBatch
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 
 IMAGES = 8
 """Few: most devices are slow in float64."""
 
 
-def errors(setup: Setup, batch: list[MicroBatch]) -> dict[str, float]:
+def errors(setup: Context, batch: list[MicroBatch]) -> dict[str, float]:
     """Relative errors of the first fusion step at the initial weights; infinite where a scaled gradient overflowed.
 
     Args:
@@ -45,7 +45,7 @@ def errors(setup: Setup, batch: list[MicroBatch]) -> dict[str, float]:
 
 
 @contextmanager
-def _plain_and_double(setup: Setup) -> Iterator[None]:
+def _plain_and_double(setup: Context) -> Iterator[None]:
     """What is built in this block computes in float64, also under autocast, which leaves float64 as it is."""
     runtime = setup.runtime
     before = runtime.speed, runtime.memory_format, torch.get_default_dtype()

@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.schema import STYLE_LAYERS, Config
-from pipeline.models import losses
+from pipeline.models import extra_losses, losses
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.discriminator import Discriminator
 from pipeline.models.perceptual import PerceptualNetwork
@@ -61,7 +61,7 @@ def per_image(config: Config) -> dict[str, int]:
         part("Gram matrices", lambda: torch.stack([style(f, t) for f, t in styles]).sum().backward())
         if config.loss_weights.ssim:
             again = output.reconstruction.detach().requires_grad_()
-            part("SSIM", lambda: losses.structural_similarity(again, real).sum().backward())
+            part("SSIM", lambda: extra_losses.structural_similarity(again, real).sum().backward())
         if config.loss_weights.separation:
             part("separation", lambda: _separation(config, model, vgg), images=config.training.micro_batch_size)
         part(AGAIN, lambda: model(real, lambda_))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from pipeline.config.schema import LAYERS, STYLE_LAYERS
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.models import losses
-from pipeline.training.context import Setup
+from pipeline.models.extra_losses import EXTRA_TERMS
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 
 
@@ -19,15 +20,15 @@ class LiteralStage:
 
     name = "literal"
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Context) -> None:
         self.setup, self.fusion = setup, FusionStage(setup, setup.config.run_dir)
         self.model, self.critic = self.fusion.average.trained, self.fusion.critic
         plain = setup.config.optimizer.model_copy(update={"fused": False})
         self.optimizers = {
-            "autoencoder": setup.runtime.optimizer(self.model, plain),
-            "discriminator": setup.runtime.optimizer(self.critic, plain),
+            "autoencoder": setup.runtime.optimizing.adam(self.model, plain),
+            "discriminator": setup.runtime.optimizing.adam(self.critic, plain),
         }
-        self.weights = setup.config.loss_weights.model_dump(exclude=set(losses.NOT_METHODS))
+        self.weights = setup.config.loss_weights.model_dump(exclude=set(EXTRA_TERMS))
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """On the first micro-batch as A and, in another order, as B."""
@@ -65,6 +66,6 @@ class LiteralStage:
         return told
 
     def _apply(self, name: str, module: nn.Module, loss: Tensor) -> None:
-        self.setup.runtime.backward(loss)
+        self.setup.runtime.optimizing.backward(loss)
         self.optimizers[name].step()
         module.zero_grad()

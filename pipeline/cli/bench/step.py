@@ -17,12 +17,12 @@ from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.data.loading.loader import FaceImages, MicroBatch
 from pipeline.data.loading.order import Order
-from pipeline.models.losses import NOT_METHODS
-from pipeline.training.context import Setup
+from pipeline.models.extra_losses import EXTRA_TERMS
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
-from pipeline.training.loop import Stage
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
+from pipeline.training.stage import Stage
 
 WARM_UP = 2
 MATRIX = {"cuda": 8192, "cpu": 1536}
@@ -87,13 +87,13 @@ def measure(
         UserError: the device, the precision or the batch cannot be had.
     """
     perceptual = config.perceptual.model_copy(update={"weights": "random", "feature_scale": "none"})
-    weights = config.loss_weights.model_copy(update=dict.fromkeys(NOT_METHODS, 0.0)) if literal else config.loss_weights
+    weights = config.loss_weights.model_copy(update=dict.fromkeys(EXTRA_TERMS, 0.0)) if literal else config.loss_weights
     config = config.model_copy(update={"perceptual": perceptual, "loss_weights": weights})
     every = config.penalty.every
     steps = -(-steps // every) * every  # as many with the penalty as there are in the long run
     runtime = Runtime(config.training, config.speed)
     no_images = cast(FaceImages, None)  # the steps are given theirs
-    setup = Setup(config, runtime, no_images, no_images)
+    setup = Context(config, runtime, no_images, no_images)
     counted = flops.per_image(config)
     rate = matrix_rate(runtime.device, DTYPES[runtime.precision])
     found = errors(setup, random_batch(setup.order, config.data.image_size)) if check else None
@@ -163,7 +163,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) 
     return best
 
 
-def _speed(make: Callable[[], Stage | LiteralStage], setup: Setup, steps: int, flop: int, rate: float) -> Speed:
+def _speed(make: Callable[[], Stage | LiteralStage], setup: Context, steps: int, flop: int, rate: float) -> Speed:
     device = setup.runtime.device
     setup.runtime.free_memory()
     torch.manual_seed(setup.config.seed)
@@ -179,9 +179,9 @@ def _speed(make: Callable[[], Stage | LiteralStage], setup: Setup, steps: int, f
         stage.step(number, batch)
     asked = time.perf_counter() - began
     seconds = (_now(device) - began) / steps
-    setup.runtime.check()
-    if setup.runtime.failure:
-        raise UserError(setup.runtime.failure)
+    setup.runtime.optimizing.check()
+    if setup.runtime.optimizing.failure:
+        raise UserError(setup.runtime.optimizing.failure)
     images = sum(len(micro.images) for micro in batch) / seconds
     return Speed(
         stage.name,
@@ -196,7 +196,7 @@ def _speed(make: Callable[[], Stage | LiteralStage], setup: Setup, steps: int, f
     )
 
 
-def _profile(setup: Setup) -> str:
+def _profile(setup: Context) -> str:
     """The ten heaviest operations of a fusion step; on a GPU, its kernels."""
     stage, device = FusionStage(setup, setup.config.run_dir), setup.runtime.device
     batch = random_batch(setup.order, setup.config.data.image_size)

@@ -12,7 +12,7 @@ from pipeline.cli.bench import flops, step
 from pipeline.cli.bench.literal import LiteralStage
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 
 ALL_ONES = ("fusion.mixture.endpoints=1", *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")))
@@ -109,7 +109,7 @@ def test_half_precision_has_larger_errors(tmp_path: Path) -> None:
 def test_the_literal_step_computes_the_terms_of_ours(tmp_path: Path) -> None:
     """For Lambda = 1 everywhere C is A', and both name the same losses; BatchNorm apart, of equal size."""
     config = tiny_config(tmp_path / "run", tmp_path / "nowhere", *ALL_ONES)
-    setup = Setup(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
+    setup = Context(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
     torch.manual_seed(0)
     ours = FusionStage(setup, tmp_path)
     torch.manual_seed(0)
