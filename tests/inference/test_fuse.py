@@ -147,8 +147,7 @@ def test_no_gpu_where_one_was_asked_for(trained: Trained, tmp_path: Path) -> Non
 
 def test_a_preset_needs_the_layerwise_reading(bundle: Bundle) -> None:
     fusion = bundle.config.fusion.model_copy(update={"reading": "shared"})
-    other = Bundle.__new__(Bundle)
-    other.config = bundle.config.model_copy(update={"fusion": fusion})
+    other = Bundle(bundle.config.model_copy(update={"fusion": fusion}), bundle.model)
     with pytest.raises(UserError, match="layerwise"):
         fuse.preset("content-style", other)
 
@@ -218,8 +217,8 @@ def test_a_named_region_is_fused_where_the_landmarks_are(
     usual = landmarks.fitted(regions.celeba(40, 48), 40, 48, SIDE)
     here, there = (bundle.fuse(*pair, 0, regions.mask("mouth", points, SIDE)) for points in (found, usual))
     assert difference(here, there) > 3, "the places tell the pictures apart"
-    place = "--region mouth is where CelebA's alignment has it; --landmarks FILE places it"
-    notice = f"fuse: {photographs[0]} has no landmarks: {place}\n"
+    where = "--region mouth is where CelebA's alignment has it; --landmarks FILE places it"
+    notice = f"fuse: {photographs[0]} has no landmarks: {where}\n"
     assert_same(mouth(notice=notice), there)
     assert_same(mouth("--landmarks", elsewhere), here)
     beside.write_text(elsewhere.read_text())
@@ -241,12 +240,13 @@ def test_a_feather_leaves_the_rest_as_it_was(
     left = regions.mask("left", {}, SIDE)
     arguments = ("--region", "left", "--feather", "3", "-o", tmp_path / "c.png")
     assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
-    fused = fuse.within(bundle, *pair, 0.0, fuse.Region(left, 3))
+    latents = [bundle.encode(image) for image in pair]
+    fused = fuse.fuse_inside(bundle, *latents, 0.0, fuse.Region(left, 3))
     with Image.open(tmp_path / "c.png") as picture:
         assert_same(np.asarray(picture), fused)
     assert torch.equal(fused[..., 19:], back[..., 19:])
     assert torch.equal(fused[..., :13], bundle.fuse(*pair, 0.0, left)[..., :13])
-    sharp = fuse.within(bundle, *pair, 0.0, fuse.Region(left, 0))
+    sharp = fuse.fuse_inside(bundle, *latents, 0.0, fuse.Region(left, 0))
     assert torch.equal(sharp[..., 16:], back[..., 16:]) and difference(sharp[..., 14:16], back[..., 14:16]) > 3
 
 
@@ -337,13 +337,11 @@ def test_a_mask_that_does_not_fit_is_refused(bundle: Bundle, pair: tuple[Tensor,
             bundle.fuse(*pair, 0.5, mask)
 
 
-def test_regions_of_a_batch_come_with_what_they_are_compared_with(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
+def test_each_pair_of_a_batch_has_its_own_region(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
     a, b = torch.cat(pair), torch.cat(pair).flip(0)
     masks = torch.stack([regions.mask(name, {}, SIDE) for name in ("left", "right")])
-    back, fused = bundle.fuse_region(a, b, masks)
-    assert torch.equal(back, bundle.generate(bundle.encode(a)))
-    assert torch.equal(fused, bundle.fuse(a, b, 0.0, masks))
+    back, fused = bundle.generate(bundle.encode(a)), bundle.fuse(a, b, 0.0, masks)
     inside = ((fused - back).abs().mean(1) * masks).sum() / masks.sum()
     outside = ((fused - back).abs().mean(1) * (1 - masks)).sum() / (1 - masks).sum()
     assert outside < 0.2 * inside
-    assert torch.equal(bundle.fuse_region(a, b, 0 * masks)[1], back)
+    assert torch.equal(bundle.fuse(a, b, 0.0, 0 * masks), back)

@@ -276,7 +276,7 @@ def stage() -> FusionStage:
 def separately(stage: FusionStage, model: FusionAutoencoder, a: Tensor, b: Tensor, lam: Tensor) -> dict[str, Array]:
     """METHOD (4) to (9), A and B each through E, G and P on their own; lambda (m, N) or (m, N, h, w)."""
     z_a, z_b = model.encoder(a), model.encoder(b)
-    back_a, back_b, fused = model.generator(z_a), model.generator(z_b), model.fuse_latents(z_a, z_b, lam)
+    back_a, back_b, fused = model.generator(z_a), model.generator(z_b), model.fuse_unchecked(z_a, z_b, lam)
     features = {
         layer: [f.numpy() for f in triple]
         for layer, *triple in zip(LAYERS, *(stage.perceptual(x) for x in (fused, a, b)), strict=True)

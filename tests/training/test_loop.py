@@ -21,7 +21,7 @@ VARIANTS = {
     "plain": (),
     "workers and accumulation": ("data.workers=1", "training.micro_batch_size=2"),
     "no average, BatchNorm in D": ("training.ema_decay=0", "model.discriminator_norm=batch"),
-    "channels last, bands": ("speed.channels_last=true", "penalty.every=2", "model.structure=bands"),
+    "channels last": ("speed.channels_last=true", "penalty.every=2"),
     "the recommended networks": ("model.structure=pyramid", "model.blocks=residual", "model.norm=none"),
     "a refinement": ("model.structure=pyramid", "model.refinement=true"),
 }
