@@ -118,8 +118,8 @@ class PyramidEncoder(Encoder):
 class PyramidGenerator(Generator):
     """G whose last features are put together from `Bands`, each drawn or set by its own elements.
 
-    No element knows of another before that. A refinement, behind it, sees them all, and is told how far the styles are
-    from those that 4 and 5 remember: 0 where all are of one face, or all are mixed alike.
+    No element knows of another before that. A refinement, behind it, gets them all, and how far the styles
+    differ from those that 4 and 5 remember: 0 where all are of one face, or all are mixed alike.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -1,7 +1,10 @@
 """Pictures of fused faces: where each image is in them, and what it is; and regions of them."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +50,14 @@ def assert_same(shown: np.ndarray, image: Tensor) -> None:
     assert np.abs(shown.astype(int) - pixels(image)).max() <= 1
 
 
+def test_fusing_imports_no_training_and_no_charts() -> None:
+    """They take longer to import than a picture takes to fuse."""
+    slow = ("accelerate", "matplotlib", "pipeline.training", "torch._dynamo", "torchmetrics")
+    code = f"import sys, pipeline.inference.fuse; print(sorted(set(sys.modules) & {set(slow)}))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_one_number_or_one_for_each() -> None:
     assert fuse.parse_lambda("0.5") == 0.5
     assert fuse.parse_lambda("1,0.5, 0,0,1e-1") == [1, 0.5, 0, 0, 0.1]
@@ -55,23 +66,23 @@ def test_one_number_or_one_for_each() -> None:
             fuse.parse_lambda(text)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lambda_"),
+    [
+        (("--lambda", "1,0.5,0,0,1"), [1, 0.5, 0, 0, 1]),
+        (("--preset", "content-style"), [0, 0, 0, 1, 1]),
+        ((), 0.5),
+    ],
+)
 def test_a_single_picture_is_the_fused_image(
-    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path, arguments: tuple[str], lambda_: Any
 ) -> None:
     out = tmp_path / "new folder" / "c.png"
-    result = latentfuse("fuse", trained.bundle, *trained.photographs, "--lambda", "1,0.5,0,0,1", "-o", out)
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", out)
     assert result.code == 0 and result.out.strip() == str(out) and not result.errors
     with Image.open(out) as picture:
         assert picture.format == "PNG" and picture.size == (SIDE, SIDE)
-        assert_same(np.asarray(picture), bundle.fuse(*pair, [1, 0.5, 0, 0, 1]))
-
-
-def test_without_a_choice_both_halves_count_alike(
-    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    assert latentfuse("fuse", trained.bundle, *trained.photographs, "-o", tmp_path / "c.png").code == 0
-    with Image.open(tmp_path / "c.png") as picture:
-        assert_same(np.asarray(picture), bundle.fuse(*pair, 0.5))
+        assert_same(np.asarray(picture), bundle.fuse(*pair, lambda_))
 
 
 def test_the_strip_is_the_papers_figure(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
@@ -94,15 +105,6 @@ def test_each_row_of_the_grid_moves_one_element(bundle: Bundle, pair: tuple[Tens
             lambdas = [1.0] * 5
             lambdas[element] = moved
             assert_same(tile(picture, element + 1, column), bundle.fuse(*pair, lambdas))
-
-
-def test_content_style_takes_content_from_a_and_style_from_b(
-    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
-) -> None:
-    arguments = ("--preset", "content-style", "-o", tmp_path / "swap.png")
-    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
-    with Image.open(tmp_path / "swap.png") as picture:
-        assert_same(np.asarray(picture), bundle.fuse(*pair, [0, 0, 0, 1, 1]))
 
 
 def test_strip_and_grid_on_the_command_line(trained: Trained, tmp_path: Path) -> None:
