@@ -126,7 +126,12 @@ class Bundle:
         """
         checked = self._checked_lambda(lambda_)
         z_a, z_b = (each.to(self.device) if self._is_latent(each) else self.encode(each) for each in (a, b))
-        inside = None if mask is None else self._checked_mask(mask, len(z_a))
+        batches = {len(z_a), len(z_b), len(checked) if checked.dim() in (2, 4) else 1} - {1}
+        if len(batches) > 1:
+            raise UserError(
+                f"a, b and lambda: batches of {', '.join(map(str, sorted(batches)))}; make them equal, or 1"
+            )
+        inside = None if mask is None else self._checked_mask(mask, max(batches, default=1))
         return self.model.fuse_unchecked(z_a, z_b, checked, inside)
 
     def _is_latent(self, given: Photograph) -> TypeGuard[Tensor]:

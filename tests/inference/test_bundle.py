@@ -129,6 +129,16 @@ def test_a_lambda_that_does_not_fit_is_refused(trained: Trained, lambda_: Any, m
             bundle.fuse(a, z, lambda_)
 
 
+def test_batches_that_do_not_fit_each_other_are_refused(trained: Trained) -> None:
+    bundle = pipeline.load_bundle(trained.bundle)
+    z = torch.cat([bundle.encode(path) for path in trained.photographs])
+    for a, lambda_ in ((torch.cat([z, z[:1]]), 0.5), (z, torch.ones(3, 5))):
+        with pytest.raises(UserError, match="batches of 2, 3"):
+            bundle.fuse(a, z, lambda_)
+    many = bundle.fuse(z[:1], z[1:], torch.tensor([[1.0] * 5, [0.5] * 5]))  # one pair, two Lambdas
+    torch.testing.assert_close(many[1:], bundle.fuse(z[:1], z[1:], 0.5))
+
+
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 32, 32), (32, 32), (1, 1, 3, 32, 32)])
 def test_an_image_tensor_that_does_not_fit_is_refused(trained: Trained, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="an image tensor of shape"):
@@ -178,10 +188,10 @@ def test_no_room_leaves_the_bundle_that_was_there(trained: Trained, bundle: Path
 def test_ctrl_c_leaves_the_bundle_that_was_there(
     trained: Trained, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.training.export._model_card", interrupt)
+    monkeypatch.setattr("pipeline.training.export.save_torch_state_dict", interrupt)
     latentfuse("export", trained.run, bundle).assert_one_line("Ctrl-C", code=130)
     assert listing(tmp_path) == {"bundle", *(f"bundle/{name}" for name in FILES)}
 
