@@ -74,9 +74,9 @@ class ModelConfig(Section):
     """Of E and G. `plain` is the paper's; `residual` adds a shortcut without parameters past each block."""
     norm: Norm = "batch"
     """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
-    structure: Literal["channels", "bands", "pyramid"] = "channels"
-    """What an element is (docs/method.md). `channels`: a group of them, the paper's. `bands`: a spatial band of the
-    latent. `pyramid`: groups of channels, of which 5 draws the layout and 4 the detail; 1, 2, 3 set their contrasts."""
+    structure: Literal["channels", "pyramid"] = "channels"
+    """What an element is (docs/method.md). `channels`: a group of them, the paper's. `pyramid`: groups of
+    channels, of which 5 draws the layout and 4 the detail; 2 and 3 set their contrast, 1 the level."""
     refinement: bool = False
     """Of a `pyramid`: a small U-Net on the features that its elements are put together to."""
     discriminator_norm: Norm = "layer"

@@ -16,8 +16,9 @@ from pipeline.config.schema import CONTENT_LAYERS, LAYERS, STYLE_LAYERS
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.data.loading.order import Stream, generator
 from pipeline.inference import pictures
+from pipeline.inference.bundle import Bundle
 from pipeline.measures.effects import effect_matrix
-from pipeline.models import latents, losses
+from pipeline.models import lambda_draws, latents, losses
 from pipeline.models.autoencoder import FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
 from pipeline.models.discriminator import Discriminator
@@ -216,7 +217,7 @@ class FusionStage:
         config = self.context.config
         side = config.data.image_size // 2**BLOCKS
         shared = config.fusion.reading == "shared"
-        return latents.draw(random, count, config.model.elements, side, side, config.fusion.mixture, shared)
+        return lambda_draws.draw(random, count, config.model.elements, side, side, config.fusion.mixture, shared)
 
     def settle(self) -> None:
         device, calibration = self.runtime.device, self.context.calibration
@@ -225,15 +226,18 @@ class FusionStage:
         pairs = zip(calibration, lambdas, strict=True)
         calibrate_batch_norm(self.average.module, ((i.to(device), lam.to(device)) for i, lam in pairs))
 
+    @torch.no_grad()
     def pictures(self) -> dict[str, Image]:
-        elements, images = self.context.config.model.elements, self.context.shown.to(self.runtime.device)
-        model = self.average.module.eval()
+        from pipeline.inference import charts  # matplotlib is slow to import, and needed here only
+
+        config, images = self.context.config, self.context.shown.to(self.runtime.device)
+        bundle = Bundle(config, self.average.module.eval())
         pairs = [images[i : i + 2] for i in range(0, min(2 * SHOWN_PAIRS, len(images) - 1), 2)]
-        strips = [[a, *pictures.strip(model, a, b, STRIP), b] for a, b in pairs]
-        effects = effect_matrix(model, self.perceptual, [images], elements)
-        model.train()
-        names = [f"element {n}" for n in range(1, elements + 1)]
-        heat_map = pictures.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element")
+        strips = [[a, *pictures.strip(bundle, a, b, STRIP), b] for a, b in pairs]
+        effects = effect_matrix(bundle.fuse, self.perceptual, [bundle.encode(images)], bundle.elements)
+        self.average.module.train()
+        names = [f"element {n}" for n in range(1, bundle.elements + 1)]
+        heat_map = charts.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element")
         return {"fusion_strip": pictures.tile(strips), "effects": heat_map}
 
 

@@ -197,14 +197,14 @@ def slow_to_evaluate() -> None:
     narrow()
     from pipeline.evaluation import report
 
-    measure = report.portraits
+    measure = report.image_pass
 
     def slow(*arguments: Any) -> Any:
         print("measuring", flush=True)
         time.sleep(20)
         return measure(*arguments)
 
-    report.portraits = slow
+    report.image_pass = slow
 
 
 SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slow_to_evaluate}
