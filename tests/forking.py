@@ -3,19 +3,18 @@
 Each is the leader of a process group of its own, as under a launcher, and writes to files.
 """
 
-import atexit
 import multiprocessing
 import os
 import random
 import signal
-import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from running import Result
+from running import PATIENCE, Result, finish, free_port, wait_for
 
 _context = multiprocessing.get_context("forkserver")
 _started: "list[Started]" = []
@@ -39,6 +38,20 @@ class Started:
         assert self.process.pid is not None
         return self.process.pid
 
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("latentfuse", timeout or 0)
+        out, errors = (each.read_text() if each.exists() else "" for each in self.files)
+        return out, errors
+
     def signal(self, number: int) -> None:
         """To the process alone; nothing happens if it has ended."""
         if self.process.exitcode is None:
@@ -54,40 +67,36 @@ class Started:
     def text(self) -> str:
         return self.files[0].read_text() if self.files[0].exists() else ""
 
-    def wait_for(self, condition: Callable[[], object], seconds: float = 60) -> None:
-        """Until `condition` holds; fails if the process ends before."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert self.process.exitcode is None, self.finish()
-            assert time.monotonic() < deadline, "waited too long"
-            time.sleep(0.005)
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Until `condition` holds; fails if the process ends without that."""
+        wait_for(condition, self)
+
+    def wait_for_text(self, text: str) -> None:
+        """Until it has printed `text`."""
+        wait_for(lambda: text in self.text(), self)
 
     def kill(self) -> None:
         if self.process.exitcode is None:
             self.signal_group(signal.SIGKILL)
 
-    def finish(self, seconds: float = 90) -> Result:
-        self.process.join(seconds)
-        code = self.process.exitcode
-        if code is None:
-            self.kill()
-            raise AssertionError(f"still running after {seconds} s: {[each.read_text() for each in self.files]}")
-        return Result(code, *(each.read_text() if each.exists() else "" for each in self.files))
+    def finish(self, seconds: float = PATIENCE) -> Result:
+        return finish(self, seconds)
 
-    def group_is_gone(self, seconds: float = 20) -> bool:
+    def group_is_gone(self) -> bool:
         """Whether no process of its group lives on."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+
+        def is_empty() -> bool:
             try:
                 os.killpg(self.pid, 0)
             except ProcessLookupError:
                 return True
-            time.sleep(0.02)
-        return False
+            return False
+
+        wait_for(is_empty)
+        return True
 
 
-@atexit.register
-def _leave_none() -> None:
+def kill_all() -> None:
     """Python waits at its end for what a failed test has left, stopped processes included."""
     for each in _started:
         each.kill()
@@ -124,12 +133,6 @@ def start_ranks(
         )
         for rank in range(count)
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str, str], prepare: Prepare) -> None:
@@ -170,13 +173,22 @@ def narrow() -> None:
     vgg.cfgs = {name: [c if isinstance(c, str) else c // 8 for c in cfg] for name, cfg in vgg.cfgs.items()}
 
 
-def narrow_and_scaled() -> None:
+def on_a_slow_disk() -> None:
+    """Whatever is made to last takes a while, so that a signal or a kill finds it half done."""
     narrow()
-    scaled()
+    flush = os.fsync
+
+    def slow(descriptor: int) -> None:
+        time.sleep(float(os.environ.get("FSYNC_SECONDS", "0.02")))
+        flush(descriptor)
+
+    os.fsync = slow  # type: ignore[assignment]
 
 
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def until_released(what: str) -> None:
+    """For a `prepare` that makes something slow: tells `what`, and goes on once there is the file $RELEASE."""
+    print(what, flush=True)
+    wait_for(Path(os.environ["RELEASE"]).exists)
 
 
 def random_moments(seed: int, longest: float) -> Iterable[float]:
