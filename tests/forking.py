@@ -5,14 +5,12 @@ Each is the leader of a process group of its own, as under a launcher, and write
 
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from running import PATIENCE, Result, finish, free_port, wait_for
 
@@ -152,20 +150,6 @@ def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str
     cli.main()
 
 
-def scaled() -> None:
-    """A loss scaler, as fp16 has one, on the CPU: its state must survive like the rest."""
-    import torch
-    from accelerate import Accelerator
-
-    construct = Accelerator.__init__
-
-    def with_scaler(self: Any, *positional: Any, **named: Any) -> None:
-        construct(self, *positional, **named)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
-
-    Accelerator.__init__ = with_scaler
-
-
 def narrow() -> None:
     """A perceptual network of an eighth of the channels: most of the time of a tiny run is VGG's."""
     from torchvision.models import vgg
@@ -189,9 +173,3 @@ def until_released(what: str) -> None:
     """For a `prepare` that makes something slow: tells `what`, and goes on once there is the file $RELEASE."""
     print(what, flush=True)
     wait_for(Path(os.environ["RELEASE"]).exists)
-
-
-def random_moments(seed: int, longest: float) -> Iterable[float]:
-    chance = random.Random(seed)
-    while True:
-        yield chance.uniform(0, longest)

@@ -173,7 +173,7 @@ def start(
     )
 
 
-def accelerate_launch(*arguments: object, port: int, machines: int = 1, **options: Any) -> "subprocess.Popen[str]":
+def accelerate_launch(*arguments: object, port: object, machines: int = 1, **options: Any) -> "subprocess.Popen[str]":
     """The command line on two ranks, by accelerate's launcher; `options` as of `start`."""
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", f"--num_machines={machines}"]
     more = [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
