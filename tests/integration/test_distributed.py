@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from forking import start_ranks
-from running import Trained, accelerate_launch, finish, free_port, latentfuse, make_shards, scalars, tiny_arguments
+from running import Trained, latentfuse, make_shards, scalars, tiny_arguments
 
 from pipeline.common.errors import UserError
 from pipeline.data.loading.order import Order
@@ -71,18 +71,6 @@ def test_two_processes_equal_one_and_each_other(trained: Trained, tmp_path: Path
     assert told[0]["digest"] == told[1]["digest"], "every rank holds the same weights"
     assert "train 3/3" in results[0].out and "train 3/3" not in results[1].out, "the main rank alone speaks"
     assert_same_training(tmp_path / "one", tmp_path / "two")
-
-
-def test_accelerate_launch_runs_the_command(trained: Trained, tmp_path: Path) -> None:
-    arguments = tiny_arguments(tmp_path / "run", trained.shards, *GLOBAL, "training.pretrain_steps=2")
-    result = finish(accelerate_launch("pretrain", *arguments, port=free_port()))
-    assert result.code == 0, result
-    # Both ranks write to one stream, piece by piece, and one alone makes no group that would speak.
-    assert result.out.count("pretrain 2/2") == 1 and result.out.count("[Gloo] Rank") >= 2, result.out
-    one = tiny_arguments(tmp_path / "one", trained.shards, *GLOBAL, "training.pretrain_steps=2")
-    assert latentfuse("pretrain", *one).code == 0
-    first, second = (scalars(tmp_path / name, "pretrain")["loss/autoencoder"] for name in ("one", "run"))
-    assert list(second.values()) == pytest.approx(list(first.values()), rel=1e-4)
 
 
 def test_a_batch_that_three_ranks_cannot_share_is_refused() -> None:

@@ -19,6 +19,7 @@ from running import (
     latentfuse,
     listing,
     make_photographs,
+    scalars,
     start,
     tiny_arguments,
     wait_for,
@@ -282,17 +283,21 @@ def test_a_rank_that_waits_for_the_others(trained: Trained, tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans in /proc")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
 def test_under_accelerate_launch(trained: Trained, tmp_path: Path, number: int) -> None:
-    """SIGUSR1 kills the launcher; SIGTERM it hands on. Either way the ranks save, and none is left behind."""
-    run = tmp_path / "run"
-    arguments = tiny_arguments(run, trained.shards, *SHARED, *ENDLESS, "data.workers=1")
-    process = accelerate_launch("pretrain", *arguments, port=free_port())
-    wait_for(lambda: any(e.stat().st_size > 500 for e in (run / "tensorboard").rglob("events*")), process)
+    """Two ranks train as one process does. SIGUSR1 kills the launcher; SIGTERM it hands on: the ranks save and end."""
+    run, options = tmp_path / "run", (*SHARED, *ENDLESS, "tracking.checkpoint_every=2", "data.workers=1")
+    process = accelerate_launch("pretrain", *tiny_arguments(run, trained.shards, *options), port=free_port())
+    wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), process)
     ranks = children(process.pid)
     family = [*ranks, *(worker for rank in ranks for worker in children(rank))]
     assert len(ranks) == 2 and len(family) == 4
     os.kill(process.pid, number)
     result = finish(process)
     assert result.code == (-signal.SIGUSR1 if number == signal.SIGUSR1 else 1)
-    assert all(map(gone, family))
-    assert saved_step(run)
+    assert all(map(gone, family)) and saved_step(run)
     assert '"exit_code": 75' in (run / "status.json").read_text()
+    # Both ranks write to one stream, piece by piece, and one alone makes no group that would speak.
+    assert result.out.count("pretrain 2/") == 1 and result.out.count("[Gloo] Rank") >= 2, result.out
+    alone = tiny_arguments(tmp_path / "alone", trained.shards, *options, "training.pretrain_steps=2")
+    assert latentfuse("pretrain", *alone).code == 0
+    first, second = (scalars(folder, "pretrain")["loss/autoencoder"] for folder in (tmp_path / "alone", run))
+    assert [second[step] for step in (1, 2)] == pytest.approx(list(first.values()), rel=1e-4)
