@@ -3,9 +3,11 @@
 Each is the leader of a process group of its own, as under a launcher, and writes to files.
 """
 
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,10 +137,7 @@ def start_ranks(
 
 def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str, str], prepare: Prepare) -> None:
     os.setsid()
-    for descriptor, path in enumerate(files, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    _write_to([os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) for path in files])
     os.environ |= {"OMP_NUM_THREADS": "1", **variables}
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
     from pipeline.cli import app as cli
@@ -148,6 +147,67 @@ def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str
     sys.argv = ["latentfuse", *arguments]
     prepare()
     cli.main()
+
+
+def _write_to(descriptors: Iterable[int]) -> None:
+    """Standard output and standard error."""
+    for target, descriptor in enumerate(descriptors, 1):
+        os.dup2(descriptor, target)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+
+
+CLIENT = """#!{python} -SI
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+socket.send_fds(server, [json.dumps([sys.argv[1:], dict(os.environ)]).encode() + b"\\n"], [1, 2])
+told = server.makefile()
+pid = int(told.readline())
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: os.kill(pid, number))
+os._exit(int(told.readline()))
+"""
+
+
+def start_server(folder: Path) -> Path:
+    """For scripts that start `latentfuse` themselves: the path of a program whose process is forked here, too."""
+    address, program = folder / "socket", folder / "bin" / "latentfuse"
+    program.parent.mkdir(parents=True)
+    server = start_command(folder, prepare=_serve, SERVE=str(address))
+    server.wait_for(address.exists)
+    program.write_text(CLIENT.format(python=sys.executable, address=str(address)))
+    program.chmod(0o755)
+    return program
+
+
+def _serve() -> None:
+    """Returns in a process for each client, which is to run what the client was called with."""
+    narrow()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.environ["SERVE"] + "~")
+        server.listen()
+        os.rename(os.environ["SERVE"] + "~", os.environ["SERVE"])
+        while True:
+            client, _ = server.accept()
+            if os.fork() == 0:
+                break
+            client.close()
+    message, descriptors, _, _ = socket.recv_fds(client, 2**20, 2)
+    while not message.endswith(b"\n"):
+        message += client.recv(2**20)
+    pid = os.fork()
+    if pid:
+        client.sendall(f"{pid}\n".encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        client.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+        os._exit(0)
+    os.setsid()
+    client.close()
+    _write_to(descriptors)
+    arguments, variables = json.loads(message)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv[1:] = arguments
 
 
 def narrow() -> None:
