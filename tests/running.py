@@ -27,7 +27,7 @@ from pipeline.cli import app as cli
 from pipeline.cli import workflow
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
-from pipeline.data.loading.loader import MicroBatch, micro_batches
+from pipeline.data.loading.loader import MicroBatch
 from pipeline.data.shards.writing import write_shards
 from pipeline.training import checkpoint
 from pipeline.training import context as setup
@@ -254,7 +254,7 @@ def new_setup(config: Config) -> setup.Setup:
 
 def batch_of(made: setup.Setup, step: int) -> list[MicroBatch]:
     """The micro-batches of one step, from 0."""
-    return next(micro_batches(made.train, made.order, step, step + 1))
+    return next(made.train.micro_batches(made.order, step, step + 1))
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -35,7 +35,7 @@ def with_a_loss_scaler() -> None:
 
     def with_scaler(self: Any, *positional: Any, **named: Any) -> None:
         construct(self, *positional, **named)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+        self.scaler = torch.amp.grad_scaler.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
 
     Accelerator.__init__ = with_scaler
 

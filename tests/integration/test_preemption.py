@@ -133,7 +133,7 @@ def slow_to_evaluate() -> None:
     narrow()
     from pipeline.evaluation import report
 
-    report.portraits = lambda *_: until_released("measuring")  # type: ignore[assignment]
+    report.portraits = lambda *_: until_released("measuring")  # type: ignore[assignment,attr-defined]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -203,7 +203,7 @@ def slow_to_warm_up() -> None:
         until_released("warming up")
         return micro_batches(self, *arguments)
 
-    FaceImages.micro_batches = slow  # type: ignore[method-assign]
+    FaceImages.micro_batches = slow  # type: ignore[assignment,method-assign]
 
 
 def slow_to_save() -> None:
@@ -216,7 +216,7 @@ def slow_to_save() -> None:
         until_released("writing")
         save(*arguments)
 
-    torch.save = slow
+    torch.save = slow  # type: ignore[assignment]
 
 
 SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slow_to_evaluate}
@@ -273,8 +273,8 @@ def listens(port: int) -> bool:
 def test_a_rank_that_waits_for_the_others(trained: Trained, tmp_path: Path) -> None:
     """And nobody comes."""
     arguments, port = tiny_arguments(tmp_path / "run", trained.shards, *SHARED), free_port()
-    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    alone = start_command(tmp_path, "pretrain", *arguments, MASTER_PORT=str(port), **variables)
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    alone = Started(tmp_path, ("pretrain", *arguments), place, narrow)
     alone.wait_for(lambda: listens(port))
     alone.signal(signal.SIGUSR1)
     alone.finish().assert_one_line("stopped by SIGUSR1", code=75)

@@ -85,11 +85,10 @@ def start_ranks(nodes: tuple[Node, Node], folder: Path, *arguments: str) -> list
 
 def launch(nodes: tuple[Node, Node], folder: Path, *arguments: str) -> list[Process]:
     """`accelerate launch` on each."""
-    options = {"port": PORT, "machines": 2, "main_process_ip": nodes[0].address}
     return [
         accelerate_launch(
-            "pretrain", *arguments, machine_rank=rank, before=("ip", "netns", "exec", node.name),
-            GLOO_SOCKET_IFNAME=node.name, **options,
+            "pretrain", *arguments, port=PORT, machines=2, main_process_ip=nodes[0].address, machine_rank=rank,
+            before=("ip", "netns", "exec", node.name), GLOO_SOCKET_IFNAME=node.name,
         )
         for rank, node in enumerate(nodes)
     ]  # fmt: skip
