@@ -3,6 +3,7 @@
 Each is the leader of a process group of its own, as under a launcher, and writes to files.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -18,6 +19,8 @@ from running import PATIENCE, Result, finish, free_port, wait_for
 
 _context = multiprocessing.get_context("forkserver")
 _started: "list[Started]" = []
+PR_SET_PDEATHSIG = 1
+"""Of prctl: the signal that a process gets when its parent ends."""
 Prepare = Callable[[], None]
 
 
@@ -137,6 +140,7 @@ def start_ranks(
 
 def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str, str], prepare: Prepare) -> None:
     os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # where the tests are killed, their server ends
     _write_to([os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644) for path in files])
     os.environ |= {"OMP_NUM_THREADS": "1", **variables}
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any process
@@ -201,8 +205,7 @@ def _serve() -> None:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         client.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
         os._exit(0)
-    os.setsid()
-    client.close()
+    client.close()  # it stays in the server's process group, and ends with it
     _write_to(descriptors)
     arguments, variables = json.loads(message)
     os.environ.clear()

@@ -92,6 +92,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def lines(self, name: str) -> list[str]:
@@ -125,8 +126,9 @@ def test_scripts_are_sound(path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_all_scripts_are_found() -> None:
+def test_every_file_is_tested() -> None:
     assert {path.name for path in SCRIPTS} >= {"train.sbatch", "shard.sbatch", "rank.sh", "results_gpu.sh", "run"}
+    assert {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()} == {"gpu1", "node8", "nodes"}
 
 
 @pytest.mark.parametrize(("name", "processes", "machines"), [("gpu1", 1, 1), ("node8", 8, 1), ("nodes", 16, 2)])
@@ -136,11 +138,6 @@ def test_accelerate_reads_its_files(name: str, processes: int, machines: int) ->
     assert (read.num_processes, read.num_machines, read.mixed_precision) == (processes, machines, "fp16")
     assert read.distributed_type == (DistributedType.NO if processes == 1 else DistributedType.MULTI_GPU)
     assert not read.use_cpu
-
-
-def test_every_file_of_accelerate_is_tested() -> None:
-    found = {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()}
-    assert found == {"gpu1", "node8", "nodes"}
 
 
 def test_a_rank_is_told_its_place(cluster: Cluster) -> None:
