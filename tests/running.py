@@ -248,7 +248,7 @@ def new_runtime(config: Config) -> Runtime:
 
 def new_setup(config: Config) -> context.Context:
     """What stages are built on, as the commands do."""
-    return workflow._setup(config, new_runtime(config))
+    return workflow.open_context(config, new_runtime(config))
 
 
 def batch_of(made: context.Context, step: int) -> list[MicroBatch]:

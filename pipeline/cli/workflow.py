@@ -108,16 +108,21 @@ def _at_once(work: Callable[[Config, Runtime], None], config: Config, runtime: R
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
-    setup = _setup(config, runtime)
-    loop.run(PretrainStage(setup), setup)
+    context = open_context(config, runtime)
+    loop.run(PretrainStage(context), context)
 
 
 def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
-    setup = _setup(config, runtime)
-    loop.run(FusionStage(setup, pretrained or config.run_dir / "pretrain"), setup)
+    context = open_context(config, runtime)
+    loop.run(FusionStage(context, pretrained or config.run_dir / "pretrain"), context)
 
 
-def _setup(config: Config, runtime: Runtime) -> Context:
+def open_context(config: Config, runtime: Runtime) -> Context:
+    """What the stages work on: configuration, runtime, and the shards, found alike on every rank.
+
+    Raises:
+        UserError: the shards cannot be read, or differ from those of rank 0.
+    """
     train, held_out = runtime.ranks.together(lambda: _open_shards(config))
     expected = runtime.ranks.on_main(lambda: train.content_hash)
     runtime.ranks.together(lambda: _check_same_data(train, expected))
@@ -137,7 +142,7 @@ def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages
             raise UserError(f"{test}: no such folder; with data.stream, too, held-out images are read from there")
         held_out = FaceImages(test, config.data)
         if len(held_out) < 2:
-            raise UserError(f"{held_out.name}: {len(held_out)} image; pairs are shown, which needs at least 2")
+            raise UserError(f"{held_out.name}: {len(held_out)} image; at least 2 are needed to show a pair")
         return StreamedFaces(config.data.stream, config.data, config.seed), held_out
     train = FaceImages(config.shards_dir / "train", config.data)
     held_out = FaceImages(_held_out(config), config.data)

@@ -11,6 +11,9 @@ from pipeline.config import overrides
 from pipeline.config.messages import describe
 from pipeline.config.schema import Config
 
+RETIRED = (("data", "cache"), ("data", "cache_dir"))
+"""Keys of earlier versions, which the configurations in their checkpoints and bundles hold; they change no number."""
+
 
 def load(path: Path | None, settings: list[str] | None = None) -> Config:
     """Read `path` (null: the defaults), apply `settings` of the form `a.b=c`, validate.
@@ -46,6 +49,15 @@ def validate(values: dict[str, Any], origin: str) -> Config:
         first, *rest = error.errors()
         more = f" (and {len(rest)} more)" if rest else ""
         raise UserError(f"{origin}: {describe(first, Config)}{more}") from None
+
+
+def validate_stored(values: Any, origin: str) -> Config:
+    """`validate` of what a checkpoint or a bundle holds, which an earlier version may have written."""
+    if isinstance(values, dict):
+        for section, key in RETIRED:
+            if isinstance(values.get(section), dict):
+                values = {**values, section: {k: v for k, v in values[section].items() if k != key}}
+    return validate(values, origin)
 
 
 def dump(config: Config) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pipeline.common.numbers import divisors
 
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
-"""The tapped layers of the perceptual network, METHOD (4) and (5)."""
+"""The layers of the perceptual network whose features are compared, docs/method.md, eq. 4 and 5."""
 STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -34,11 +34,12 @@ class DataConfig(Section):
     source: str | None = None
     """What `run` shards: `synth` for painted faces, or img_align_celeba.zip, its folder, or any folder of images."""
     synth_count: Positive = 2000
-    """Number of faces painted when `source` is `synth`."""
+    """Faces to paint where `source` is `synth`."""
     split: Annotated[str, BeforeValidator(_number_as_text)] = "paper"
-    """How `run` splits `source`: `paper`, `official`, or the fraction that becomes the test split."""
+    """How `run` splits `source`: `paper` (the last 2,599 images are the test split), `official` (CelebA's partition
+    file), or the fraction that becomes the test split."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
-    """Unreadable pictures that `run` tolerates in `source`."""
+    """Unreadable images that `run` may leave out of the shards before it stops."""
     shards: Path | None = None
     """Folder with `train/` and `test/`; null: `shards` inside `run_dir`."""
     image_size: Positive = 128
@@ -50,9 +51,10 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per rank; 0 decodes in the training process."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 0
-    """Photographs in the shards that each rank may find unreadable, and replace by the next one, before it stops."""
+    """Unreadable images each rank may replace with the next one before stopping."""
     stream: str | None = None
-    """Tars to train from in sequence, as `pipe:`, `s3://` or `http://` URLs with {000..199}; not exactly resumable."""
+    """Train from tars that are read in sequence, for data larger than a disk: `pipe:`, `s3://` or `http://` URLs, with
+    ranges as {000..199}. Such a run is not exactly resumable."""
 
     @model_validator(mode="after")
     def _power_of_two(self) -> "DataConfig":
@@ -71,18 +73,20 @@ class ModelConfig(Section):
     elements: Positive = 5
     """Number N of latent elements."""
     blocks: Blocks = "plain"
-    """Of E and G. `plain` is the paper's; `residual` adds a shortcut without parameters past each block."""
+    """Blocks of encoder and generator: `plain` as in the paper, or `residual`, with a shortcut past each block."""
     norm: Norm = "batch"
-    """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
+    """Normalisation in encoder and generator: `batch` as in the paper; `residual` blocks do better with `none`."""
     structure: Literal["channels", "pyramid"] = "channels"
     """What an element is (docs/method.md). `channels`: a group of them, the paper's. `pyramid`: groups of
     channels, of which 5 draws the layout and 4 the detail; 2 and 3 set their contrast, 1 the level."""
     refinement: bool = False
-    """Of a `pyramid`: a small U-Net on the features that its elements are put together to."""
+    """Only with `pyramid`: add a small U-Net that sees the features of all elements together."""
     discriminator_norm: Norm = "layer"
-    """`batch` is the paper's; `layer` is GroupNorm(1, C), under which the penalty of a sample is its own."""
+    """Normalisation in the discriminator: `batch` as in the paper; with `layer`, GroupNorm(1, C), the gradient penalty
+    of an image depends on that image alone."""
     discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
-    """Factor on the initial weights of the last layer of D: 1 is the paper's, 0.05 keeps its first penalty small."""
+    """Factor on the initial weights of the discriminator's last layer: 1 as in the paper; 0.05 keeps the first gradient
+    penalty small, so that it goes on learning."""
 
     @model_validator(mode="after")
     def _element_fits(self) -> "ModelConfig":
@@ -97,22 +101,25 @@ class ModelConfig(Section):
 
 class PerceptualConfig(Section):
     arch: Arch = "vgg19"
+    """Architecture of the perceptual network; the paper has `vgg19`."""
     weights: str = "imagenet"
     """`imagenet` (torchvision's, from torch's cache), a .safetensors file, or `random` (for demos and tests)."""
     feature_scale: Literal["oxford", "unit", "none"] = "unit"
-    """What each tapped layer is rescaled to on real faces: Oxford's RMS, RMS 1, or nothing. See METHOD."""
+    """What the features of each layer are scaled to on real faces: the RMS of Oxford's network (the paper's weights fit
+    it), an RMS of 1, or nothing (docs/method.md)."""
     layer_weights: tuple[Weight, Weight, Weight, Weight, Weight] = (1, 1, 1, 1, 1)
-    """What conv1_1 .. conv5_1 weigh within the style and the content term; METHOD: 1 each."""
+    """Weights of conv1_1 .. conv5_1 within the style and the content term; 1 each as in the paper."""
 
 
 class PenaltyConfig(Section):
     k: Weight = 2.0
+    """Factor of the gradient penalty."""
     p: Annotated[float, Field(ge=2)] = 6.0
-    """Under 2 the second derivative is infinite where the gradient is 0."""
+    """Power of the gradient's norm; under 2 its second derivative would be infinite at 0."""
     points: Literal["interpolate", "endpoints"] = "interpolate"
-    """Where the gradient of D is penalised: between a real and a fused image, or at both."""
+    """Where the discriminator's gradient is penalised: between a real and a fused image, or at both."""
     every: Positive = 1
-    """Steps between two penalties, each then `every` times as heavy: the same expectation for less work."""
+    """Steps from one penalty to the next; each is then `every` times as heavy, so that less work has the same mean."""
 
 
 class LambdaMixture(Section):
@@ -148,33 +155,45 @@ class FusionConfig(Section):
 
 
 class LossWeights(Section):
-    """w1 .. w5 of METHOD (11), and ours. Those of the perceptual terms belong to `perceptual.feature_scale`."""
+    """Weights of the loss terms: w1 .. w5 of docs/method.md, eq. 11, and three that are not the paper's, left out at 0.
+
+    The weights of content and style belong to one `perceptual.feature_scale`.
+    """
 
     adversarial: Weight = 1.0
+    """w1, of eq. 2."""
     content: Weight = 3.0
+    """w2, of eq. 4."""
     style: Weight = 5e4
+    """w3, of eq. 5."""
     reconstruction: Weight = 30.0
+    """w4, of eq. 7."""
     total_variation: Weight = 1.0
+    """w5, of eq. 9."""
     ssim: Weight = 0.0
-    """Of 1 - SSIM of A' and B'; in pre-training, where (10) weighs 1, divided by `reconstruction`. 0: left out."""
+    """Weight of 1 - SSIM of the reconstructions; in pre-training it is divided by `reconstruction`. Not the paper's."""
     separation: Weight = 0.0
-    """Of 1 - own share + leakage of elements flipped alone, as docs/method.md counts them. 0: left out."""
+    """Weight of the term that asks each element to change its own layer and no other. Not the paper's."""
     path: Weight = 0.0
-    """Of those elements, which are not to lead back to A before they leave it. 0: left out."""
+    """Weight of the term against elements that lead back to A before they leave it. Not the paper's; only beside
+    `separation`."""
 
 
 class OptimizerConfig(Section):
-    """Adam, in both stages. A short memory (beta2) keeps D from freezing after its first, large penalties."""
+    """Adam, in both stages. With a small beta2 the discriminator goes on learning after its first, large penalties."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Of the fusion training, and of pre-training where that has none of its own."""
     pretrain_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """null: learning_rate."""
+    """Of pre-training; null: `learning_rate`."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Of the learning rate within each stage: `cosine` lets it fall to 0 at its last step."""
+    """Of the learning rate within each stage: `cosine` lets it fall to 0 at the last step."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Decay of Adam's mean of gradients."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of Adam's mean of squared gradients."""
     fused: bool = True
-    """One pass over the parameters instead of many: the same to rounding, several times as fast."""
+    """Use torch's fused Adam: the same numbers up to rounding, several times as fast."""
 
 
 def _yaml_no(value: Any) -> Any:
@@ -182,7 +201,7 @@ def _yaml_no(value: Any) -> Any:
 
 
 class SpeedConfig(Section):
-    """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused."""
+    """What makes training faster and changes its numbers by rounding only. See also `optimizer.fused`."""
 
     channels_last: bool | None = None
     """Channels innermost, as tensor cores want them; null: on GPUs, and on CPUs in P alone (D's penalty loses)."""
@@ -198,7 +217,9 @@ class SpeedConfig(Section):
 
 class TrainingConfig(Section):
     pretrain_steps: Positive = 20_000
+    """Optimizer steps of pre-training."""
     fusion_steps: Positive = 100_000
+    """Optimizer steps of the fusion training."""
     global_batch_size: Annotated[int, Field(ge=2)] = 128
     """Images per optimizer step over all ranks: ranks x accumulation x micro_batch_size."""
     micro_batch_size: Annotated[int, Field(ge=2)] = 16
@@ -206,6 +227,7 @@ class TrainingConfig(Section):
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_yaml_no)] = None
     """null: what `accelerate launch` says, else none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto`: on GPUs where there are any."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Exponential moving average of E and G, which is what gets exported; 0 switches it off."""
     max_skipped_steps: Positive = 20
@@ -226,9 +248,11 @@ class TrackingConfig(Section):
     image_every: Positive = 1000
     """Steps between two fusion strips and effect matrices."""
     checkpoint_every: Positive = 1000
+    """Steps from one checkpoint to the next."""
     asynchronous_saves: bool = True
-    """Write checkpoints beside training; a step then waits only until they are copied to host memory."""
+    """Write checkpoints while training goes on; a step waits only until the weights are copied to host memory."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    """Checkpoints of a stage that are kept, the newest."""
 
 
 class EvaluationConfig(Section):
@@ -243,12 +267,14 @@ class EvaluationConfig(Section):
     train_images: Positive = 1000
     """Training images that realism compares with."""
     batch_size: Annotated[int, Field(ge=2)] = 32
+    """Images that are measured at a time."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the pairs and of the bootstrap: bundles are compared on the same ones."""
 
 
 class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Of the initial weights, the order of the images and every random draw of training."""
     run_dir: Path = Path("runs/default")
     """Everything a run writes goes here: checkpoints, TensorBoard events, bundle, evaluation."""
     data: DataConfig = DataConfig()

@@ -184,7 +184,7 @@ def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
         raise UserError(f"{path}: not a bundle: {path / 'config.json'}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'config.json'}: not the configuration of a bundle") from None
-    config = configuration.validate(values, str(path / "config.json"))
+    config = configuration.validate_stored(values, str(path / "config.json"))
     model, scales = FusionAutoencoder(config.model), FeatureScales()
     _load_weights(path, nn.ModuleDict({"model": model, "scales": scales}))
     return Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)

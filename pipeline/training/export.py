@@ -32,7 +32,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         raise UserError(f"--max-shard-size {max_shard_size}: expected a size as 500MB or 5GB")
     if path.exists() and not _is_bundle(path):
         raise UserError(f"{path}: exists and is not a bundle; remove it or name another folder")
-    config = configuration.validate(found.state["config"], str(found.path))
+    config = configuration.validate_stored(found.state["config"], str(found.path))
     trained = provenance(found)
     scales = found.module("perceptual") or FeatureScales().state_dict()  # pre-training has none
     weights = {f"model.{key}": value for key, value in found.module(trained["weights"]).items()}

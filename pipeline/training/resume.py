@@ -9,7 +9,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from pipeline.common.errors import UserError
-from pipeline.config.load import validate
+from pipeline.config.load import validate_stored
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import Context
@@ -110,7 +110,9 @@ def _restore_optimizer(optimizer: AcceleratedOptimizer, state: dict[str, Any]) -
 def _check_same_run(found: Checkpoint, context: Context) -> None:
     if found.state["data_hash"] != context.train.content_hash:
         raise UserError(f"{found.path}: was trained on other shards than {context.train.name}; set another run_dir")
-    then = validate(found.state["config"], str(found.path)).as_dict()  # with today's defaults where a key is newer
+    then = validate_stored(
+        found.state["config"], str(found.path)
+    ).as_dict()  # with today's defaults where a key is newer
     now = context.config.as_dict()
     for key in FIXED:
         before, after = _look_up(then, key), _look_up(now, key)

@@ -229,6 +229,6 @@ def test_a_stream_needs_held_out_images_and_no_source(trained: Trained, tmp_path
     one = tmp_path / "one"
     assert latentfuse("shard", trained.shards / "photographs", one, "--split", "0.07").code == 0
     lonely = latentfuse("pretrain", *tiny_arguments(tmp_path / "run", one, tars))
-    lonely.assert_one_line(str(one / "test"), "1 image; pairs are shown, which needs at least 2")
+    lonely.assert_one_line(str(one / "test"), "1 image; at least 2 are needed to show a pair")
     both = latentfuse("run", *tiny_arguments(tmp_path / "run", trained.shards, tars, "data.source=synth"))
     both.assert_one_line("data.stream", "data.source")

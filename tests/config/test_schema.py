@@ -12,7 +12,8 @@ from pipeline.common.errors import UserError
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+REPOSITORY = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
 def loaded(*overrides: str) -> Config:
@@ -263,3 +264,23 @@ def test_importing_does_not_import_torch(module: str) -> None:
 
 def test_divisors() -> None:
     assert numbers.divisors(12) == [1, 2, 3, 4, 6, 12] and numbers.divisors(7) == [1, 7]
+
+
+def test_what_earlier_versions_stored_still_loads() -> None:
+    stored = Config().as_dict()
+    stored["data"] |= {"cache": "device", "cache_dir": None}
+    assert configuration.validate_stored(stored, "config.json") == Config()
+    with pytest.raises(UserError, match=r"mine.yaml: data.cache: unknown key"):
+        configuration.validate(stored, "mine.yaml")
+    with pytest.raises(UserError, match=r"config.json"):
+        configuration.validate_stored([], "config.json")
+
+
+def test_the_page_of_the_configuration_is_current() -> None:
+    """And every key has its meaning: `python docs/configuration.py > docs/configuration.md` after a change."""
+    folder = REPOSITORY / "docs"
+    made = subprocess.run(
+        [sys.executable, folder / "configuration.py"], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    ).stdout
+    assert (folder / "configuration.md").read_text(encoding="utf-8") == made
+    assert made.count("\n| `") > 70 and "|  |\n" not in made
