@@ -83,15 +83,10 @@ def _job(config: Config) -> Iterator[Runtime]:
                 size = config.training.micro_batch_size
                 raise UserError(f"training.micro_batch_size: {size} needs more GPU memory than there is") from None
             except RuntimeError as error:
-                if "DefaultCPUAllocator" in str(error):
-                    raise UserError(
-                        "training.micro_batch_size, model, data.image_size: more memory than there is"
-                    ) from None
-                if not str(error).startswith("DataLoader worker"):
+                if "DefaultCPUAllocator" not in str(error):
                     raise
-                raise LostRank(
-                    "a loader worker was killed, often for want of memory (fewer data.workers need less); "
-                    "the newest checkpoint is whole, the same command resumes"
+                raise UserError(
+                    "training.micro_batch_size, model, data.image_size: more memory than there is"
                 ) from None
     runtime.close()
 

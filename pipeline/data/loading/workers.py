@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.common.devices import keep_freed_memory
-from pipeline.common.errors import UserError
+from pipeline.common.errors import LostRank, UserError
 from pipeline.common.processes import SIGNALS, end_with_parent, signals_held
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -29,6 +29,9 @@ def loaded(dataset: Dataset[Any], workers: int, prefetch: int, **options: Any) -
     """What a `DataLoader` with `options` yields; in the training process where `workers` is 0.
 
     The end of the block ends the workers within seconds, those that wait for a disk or a server, too.
+
+    Raises:
+        LostRank: from the iterator, when a worker was killed.
     """
     loader: DataLoader[Any] = DataLoader(
         dataset,
@@ -43,10 +46,23 @@ def loaded(dataset: Dataset[Any], workers: int, prefetch: int, **options: Any) -
         batches = iter(loader)
     started = set(multiprocessing.active_children()) - before
     try:
-        yield batches
+        yield _until_a_worker_is_lost(batches)
     finally:
         if started:
             _end(batches, started)
+
+
+def _until_a_worker_is_lost(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # torch says so; or what the worker had left in shared memory can no longer be fetched from it.
+        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise LostRank(
+            "a loader worker was killed, often for want of memory (fewer data.workers need less); "
+            "the newest checkpoint is whole, the same command resumes"
+        ) from None
 
 
 def _follow_the_trainer(worker: int) -> None:
