@@ -32,7 +32,7 @@ def synth(
 
 def shard(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG or PNG.")],
+    source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG, PNG, WebP.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for train/ and test/.")] = None,
     split: Annotated[str, typer.Option(help="paper (last 2,599 are test), official, or the test fraction.")] = "paper",
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
@@ -43,9 +43,6 @@ def shard(
     quality: Annotated[
         int | None, typer.Option(min=1, max=100, help="JPEG quality with --image-size; default: 90.")
     ] = None,
-    validate: Annotated[
-        bool, typer.Option("--validate/--no-validate", help="Decode every image once; without, read headers only.")
-    ] = True,
     workers: Workers = None,
     max_rejected: Annotated[int, typer.Option(min=0, help="Unusable pictures to tolerate.")] = 0,
     part: Annotated[
@@ -65,7 +62,7 @@ def shard(
         for parameter in context.command.params:
             name = str(parameter.name)
             if name not in INDEXING and context.params[name] != parameter.default:
-                what = out if name == "out" else f"--{'no-' if name == 'validate' else ''}{name.replace('_', '-')}"
+                what = out if name == "out" else f"--{name.replace('_', '-')}"
                 raise UserError(f"--index-only {source}: decodes tars and indexes them as they are; leave out {what}")
         indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
         print(json.dumps(indexed.as_dict(), indent=2) if as_json else f"{indexed.samples} images indexed in {source}")
@@ -78,7 +75,7 @@ def shard(
 
     summary = write_shards(
         source, out, split=split, samples_per_shard=samples_per_shard, image_size=image_size, crop=crop,
-        quality=quality, validate=validate, workers=workers, max_rejected=max_rejected,
+        quality=quality, workers=workers, max_rejected=max_rejected,
         part=None if part is None else Part.parse(part), finish=finish,
     )  # fmt: skip
     if as_json:

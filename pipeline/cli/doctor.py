@@ -13,7 +13,8 @@ import torch
 from pipeline.common.devices import check_device, slow_precision, unsupported_gpu
 from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
-from pipeline.data.shards.format import ShardReader, load_manifest
+from pipeline.data.shards.format import load_manifest
+from pipeline.data.shards.reader import ShardReader
 from pipeline.models.perceptual import PerceptualNetwork
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "tensorboard")

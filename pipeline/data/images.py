@@ -1,23 +1,42 @@
-"""Photographs as tensors: decode, crop, resize, scale to [-1, 1] and back."""
+"""Photographs as tensors: check the header, decode, crop, resize, scale to [-1, 1] and back.
+
+Every picture from outside passes `open_picture`: JPEG, PNG or WebP, of a size that fits memory.
+"""
 
 import io
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2.functional import resize
+from torch.nn import functional
 
 from pipeline.common.errors import UserError
-from pipeline.data import orientation
 
 MIN_SIDE = 16
 """Pictures with a side of fewer pixels are refused: there is no face in them."""
-NATIVE_RESIZE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-"""Whether torch resizes uint8 as it is, without a detour over float32; torchvision asks the same."""
+MAX_PIXELS = 2**26
+"""Pictures of more are refused before they are decoded: 8,192 x 8,192, above what cameras make, take 200 MB as RGB."""
+FORMATS = ("JPEG", "PNG", "WEBP")
+"""What Pillow may use to read a file: others of its readers start programs (Ghostscript for EPS) or know no limits."""
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS refuses these pictures
 
 
 @dataclass(frozen=True)
@@ -36,54 +55,76 @@ class Crop:
         ]
 
 
-def decode(data: bytes | memoryview, name: object) -> Tensor:
+def open_picture(data: bytes, name: object) -> Image.Image:
+    """An encoded photograph whose header was read and found usable; its pixels are not decoded yet.
+
+    Raises:
+        UserError: it is no JPEG, PNG or WebP, too small or too large, or has more than 8 bits per channel.
+    """
+    if not data:
+        raise UserError(f"{name}: not a readable image: the file is empty")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: not a readable image: neither JPEG, PNG nor WebP, or its header is damaged") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{name}: more than {MAX_PIXELS:,} pixels; make it smaller") from None
+    except Exception as error:  # Pillow raises all kinds of errors on damaged input
+        raise _unreadable(name, error) from None
+    _check(picture, name)
+    return picture
+
+
+def decode(data: bytes, name: object) -> Tensor:
     """RGB (3, H, W) uint8 of an encoded photograph; its EXIF orientation is applied.
 
+    JPEG by torchvision, twice as fast as Pillow, which gives the same pixels and decodes the other formats.
+
     Args:
-        data: JPEG (any colour space), or anything else Pillow reads; writable memory is not copied.
         name: what messages call it; turned into text only then.
 
     Raises:
-        UserError: if it does not decode completely, or a side is under `MIN_SIDE`.
+        UserError: as `open_picture`, or it does not decode completely.
     """
+    picture = open_picture(data, name)
+    if picture.format not in ("JPEG", "MPO"):
+        return from_pillow(picture, name)
+    from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, which `latentfuse fuse` does not need
+
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        if data[:2] == b"\xff\xd8":
-            writable = isinstance(data, memoryview) and not data.readonly
-            buffer = torch.frombuffer(data if writable else bytearray(data), dtype=torch.uint8)
-            image: Tensor = decode_jpeg(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
-        else:
-            with Image.open(io.BytesIO(data)) as picture:
-                image = from_pillow(picture, name)
-    except UserError:
-        raise
-    except Exception:  # Pillow's decoders raise whatever they trip over in damaged input
-        raise UserError(f"{name}: not a readable image (JPEG or PNG), or cut short") from None
-    if min(image.shape[1:]) < MIN_SIDE:
-        raise UserError(f"{name}: {image.shape[2]} x {image.shape[1]} pixels; a side needs at least {MIN_SIDE}")
+        image: Tensor = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise _unreadable(name, error) from None
     return image
 
 
 def read(path: Path) -> Tensor:
-    """RGB (3, H, W) uint8 of a photograph in a file.
+    """RGB (3, H, W) uint8 of a photograph in a file, by Pillow alone: as `decode`, without loading torchvision.
 
     Raises:
         UserError: if it is not there or does not decode.
     """
     try:
-        return decode(path.read_bytes(), str(path))
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
+    return from_pillow(open_picture(data, path), path)
 
 
 def from_pillow(picture: Image.Image, name: object = "picture") -> Tensor:
     """Any Pillow image of 8 bits per channel -> RGB (3, H, W) uint8; its EXIF orientation is applied.
 
     Raises:
-        UserError: if it has more bits: Pillow would clip it to white.
+        UserError: it is too small or too large, has more bits (Pillow would clip it to white), or does not decode.
     """
-    if picture.mode.startswith(("I", "F")):
-        raise UserError(f"{name}: mode {picture.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
-    return torch.from_numpy(np.array(orientation.upright(picture).convert("RGB"))).permute(2, 0, 1)
+    _check(picture, name)
+    try:
+        picture.load()  # a PNG's orientation may stand behind its pixels
+        rgb = np.array(_upright(picture).convert("RGB"))
+    except Exception as error:  # Pillow raises all kinds of errors on damaged input
+        raise _unreadable(name, error) from None
+    return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
 def fit(image: Tensor, size: int, crop: int | None = None, out: Tensor | None = None) -> Tensor:
@@ -91,18 +132,18 @@ def fit(image: Tensor, size: int, crop: int | None = None, out: Tensor | None = 
 
     (3, H, W) uint8 -> (3, size, size) uint8, written to `out` if given.
     """
+    top, left, side = centre(image, crop)
+    square = image[:, top : top + side, left : left + side]
+    if side != size:
+        square = functional.interpolate(square[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    return square.contiguous() if out is None else out.copy_(square)
+
+
+def centre(image: Tensor, crop: int | None) -> tuple[int, int, int]:
+    """Top, left and side in pixels of the centre square that `fit` cuts out of (3, H, W)."""
     height, width = image.shape[1:]
     side = min(crop or height, height, width)
-    top, left = round((height - side) / 2), round((width - side) / 2)
-    image = image[:, top : top + side, left : left + side]
-    out = torch.empty((3, size, size), dtype=torch.uint8) if out is None else out
-    if side == size:
-        return out.copy_(image)
-    if not NATIVE_RESIZE:
-        return out.copy_(resize(image, [size, size], antialias=True))
-    # What torchvision calls, without its 20 us of questions and a copy.
-    torch.ops.aten._upsample_bilinear2d_aa.out(image[None], [size, size], False, None, None, out=out[None])
-    return out
+    return round((height - side) / 2), round((width - side) / 2), side
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -118,3 +159,30 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_pillow(image: Tensor) -> Image.Image:
     """(3, H, W) uint8 -> a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def _check(picture: Image.Image, name: object) -> None:
+    width, height = picture.size
+    if min(width, height) < MIN_SIDE:
+        raise UserError(f"{name}: {width} x {height} pixels; at least {MIN_SIDE} x {MIN_SIDE} wanted")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name}: {width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller")
+    if picture.mode.startswith(("I", "F")):
+        raise UserError(f"{name}: mode {picture.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
+
+
+def _unreadable(name: object, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{name}: not a readable image: {reason[:200]}")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as it is displayed, by the EXIF block alone, as torchvision's decoder turns it.
+
+    Pillow's own `exif_transpose` also obeys XMP, and rewrites the whole block, which fails on tags of an odd type.
+    """
+    exif, turn = Image.Exif(), None
+    with suppress(Exception):  # Pillow raises all kinds of errors on a damaged block
+        exif.load(picture.info.get("exif", b""))
+        turn = _TURNS.get(exif.get(_ORIENTATION, 1))
+    return picture if turn is None else picture.transpose(turn)

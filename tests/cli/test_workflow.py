@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import load_bundle
 from pipeline.config.schema import LAYERS, Config
-from pipeline.data.shards.format import ShardReader
+from pipeline.data.shards.reader import ShardReader
 from pipeline.training import checkpoint
 from pipeline.training.context import Setup
 from pipeline.training.fusion import FusionStage

@@ -38,7 +38,7 @@ def test_landmarks_move_with_their_pixels(width: int, height: int, crop: int | N
     assert set(moved) == set(regions.POINTS)
     stream = io.BytesIO()
     picture.save(stream, "PNG")
-    square, kept = centre_square(stream.getvalue(), size, crop, 100)
+    square, kept = centre_square(stream.getvalue(), "x", size, crop, 100)
     for fitted in (images.fit(images.from_pillow(picture), size, crop), images.decode(square.data, "square")):
         bright = fitted.double().mean(0)
         bright = torch.where(bright > 20, bright, 0)

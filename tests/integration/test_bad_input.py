@@ -25,7 +25,7 @@ from running import (
 from pipeline import load_bundle
 from pipeline.common.errors import UserError
 from pipeline.data import images
-from pipeline.data.shards.format import ShardReader
+from pipeline.data.shards.reader import ShardReader
 from pipeline.training import checkpoint
 
 ORIENTATION = 0x0112

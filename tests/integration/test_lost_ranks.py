@@ -14,7 +14,7 @@ import torch
 from forking import Started, children, narrow, start_ranks
 from running import ENDLESS_JOB, Trained, tiny_arguments
 
-from pipeline.data.shards.format import ShardReader
+from pipeline.data.shards.reader import ShardReader
 from pipeline.training import checkpoint
 from pipeline.training import heartbeat as watch
 from pipeline.training.runtime import Runtime

@@ -57,7 +57,7 @@ def shard(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time sharding, with and without validation, beside the bare decoder and tar; files are in the page cache."""
+    """Time sharding beside the bare decoder on as many processes; files are in the page cache."""
     with importing():
         from pipeline.cli.bench import sharding
 

@@ -20,7 +20,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data import images
 from pipeline.data.loading.order import Order
 from pipeline.data.loading.workers import end_workers, follow_the_trainer, too_little_shared_memory
-from pipeline.data.shards.format import ShardReader
+from pipeline.data.shards.reader import ShardReader
 
 PREFETCH = 2
 """Blocks that each worker has ready or in work."""
@@ -163,11 +163,11 @@ class FaceImages(Dataset[Loaded | UserError]):
             return _gathered(self.pixels, plan)
         return _by_workers(self, plan, largest) if self.config.workers else _here(self, plan)
 
-    def _image(self, index: int, out: Tensor | None = None, data: memoryview | None = None) -> Tensor:
+    def _image(self, index: int, out: Tensor | None = None, data: bytes | None = None) -> Tensor:
         image = images.decode(data or self.reader.image(index), _Name(self.reader, index))
         return images.fit(image, self.config.image_size, self.config.crop, out)
 
-    def _encoded(self, index: int) -> memoryview | None:
+    def _encoded(self, index: int) -> bytes | None:
         try:
             return self.reader.image(index)
         except UserError:

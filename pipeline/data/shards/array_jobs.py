@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import fsync, os_errors_named, write_json
-from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA
+from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA, parse_json, read_json
 from pipeline.data.shards.packing import Options, Task
-from pipeline.data.source.celeba import Source
+from pipeline.data.source.photographs import Source
 
 PARTS = "parts.json"
 """Of how many parts there were: there from the first part until the manifests are."""
@@ -88,7 +89,7 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         "schema": SCHEMA,
         "fingerprint": source.fingerprint,
         "images": len(source.records),
-        "options": options.as_dict(),
+        "options": asdict(options),
     }
     if not path.exists():
         foreign = [name for name in splits if next((out / name).glob("[!.]*.tar"), None)]
@@ -96,21 +97,23 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
             raise UserError(f"{out / foreign[0]}: holds tars that `shard` did not plan; choose another folder")
         _write_unless_there(path, json.dumps(plan, indent=2, sort_keys=True) + "\n")
     try:
-        before = json.loads(path.read_bytes())
-        options_before = {"validate": True} | before["options"]
+        before = parse_json(dict[str, Any], read_json(path))
+        options_before = dict(before["options"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; choose another folder, or delete {out}") from None
     if before == plan:
         return
     differences = [
-        f"{name}: {options_before.get(name)} there, {value} now"
+        f"{name}: {options_before.get(name)!s:.60} there, {value} now"
         for name, value in asdict(options).items()
         if options_before.get(name) != value
     ]
+    if options_before.get("validate") is False:
+        differences.append("written with --no-validate, which there is no longer")
     if before.get("fingerprint") != plan["fingerprint"]:
-        differences.append(f"source: {before.get('images')} images there, {plan['images']} now, or other files")
+        differences.append(f"source: {before.get('images')!s:.60} images there, {plan['images']} now, or other files")
     if before.get("schema") != SCHEMA:
-        differences.append(f"schema: {before.get('schema')} there, {SCHEMA} now")
+        differences.append(f"schema: {before.get('schema')!s:.60} there, {SCHEMA} now")
     raise UserError(
         f"{out}: shards of other options or another source ({'; '.join(differences)}); "
         "choose another folder, or delete it"
@@ -170,7 +173,7 @@ def forget_parts(out: Path) -> None:
 
 def _noted_parts(out: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        parts = json.loads((out / PARTS).read_bytes())["parts"]
+        parts = parse_json(dict[str, Any], read_json(out / PARTS))["parts"]
         return parts if isinstance(parts, int) and parts > 0 else None
     return None
 

@@ -1,28 +1,27 @@
-"""Shards on disk: WebDataset tars, an index of each, and a manifest; opened for random access.
+"""Shards on disk: WebDataset tars, an index of each, and a manifest, checked whenever they are read.
 
-FOLDER/shard-000000.tar          <key>.jpg or <key>.png, then <key>.json, for each sample
+FOLDER/shard-000000.tar          <key>.jpg, .png or .webp, then <key>.json, for each sample
 FOLDER/shard-000000.index.json   where each sample's bytes are, with their CRC32
 FOLDER/manifest.json             written last: a folder without it is not finished
 """
 
 import hashlib
-import json
-import os
-import resource
-import zlib
-from bisect import bisect_right
-from collections import OrderedDict
-from dataclasses import asdict, dataclass
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from pipeline.common.errors import UserError
-from pipeline.data.shards.tar import BLOCK, is_header
+from pipeline.common.files import sha256
+from pipeline.data.shards.tar import BLOCK
 
-SCHEMA = 1
+SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
 # One row per sample and column in the index; an image without a `.json` has metadata offset -1.
 COLUMNS = {
@@ -35,8 +34,29 @@ COLUMNS = {
     "width": np.int32,
     "height": np.int32,
 }
-# Open tars per reader: 128 where a process may have the usual 1,024 files open.
-OPEN_SHARDS = min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+MAX_JSON_BYTES = 2**28
+"""A larger manifest or index is not read: those of a million shards, or of a million samples, are smaller."""
+
+Parsed = TypeVar("Parsed")
+
+CHECKED = ConfigDict(strict=True)
+Size = Annotated[int, Field(ge=0, le=2**50)]
+Length = Annotated[int, Field(ge=0, le=2**30)]
+Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
+Side = Annotated[int, Field(ge=1, le=2**20)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TarName = Annotated[str, Field(pattern=r"^[^./\x00-\x1f][^/\x00-\x1f]*\.tar$", max_length=255)]
+"""A plain name: no path leads out of the folder."""
+Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=512)]
+Extension = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,5}$")]
+
+
+def _as_utf8(text: Any) -> Any:
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_as_utf8)]
+"""Names of files that are not UTF-8 become so."""
 
 
 class ShardError(UserError):
@@ -47,29 +67,29 @@ class ShardError(UserError):
 class Rejected:
     """An input image that is not in the shards, and why."""
 
-    file: str
-    reason: str
+    file: Text
+    reason: Text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class ShardEntry:
     """One shard, as the manifest lists it; `bytes` is the size of the tar."""
 
-    file: str
-    samples: int
-    bytes: int
-    sha256: str
-    index_sha256: str
+    file: TarName
+    samples: Size
+    bytes: Size
+    sha256: Sha256
+    index_sha256: Sha256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Manifest:
     """What a shards folder holds. `kind` is `written` (by `shard`) or `indexed` (tars that others wrote)."""
 
-    kind: str
+    kind: Literal["written", "indexed"]
     split: str | None
     fingerprint: str | None
-    options: dict[str, Any]
+    options: dict[str, str | int | float | bool | None]
     shards: tuple[ShardEntry, ...]
     rejected: tuple[Rejected, ...]
 
@@ -89,20 +109,104 @@ class Manifest:
         derived = {"schema": SCHEMA, "samples": self.samples, "content_hash": self.content_hash}
         return derived | asdict(self)
 
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> "Manifest":
-        """Inverse of `as_dict`. Raises KeyError, TypeError or ValueError when it is not one."""
-        manifest = cls(
-            value["kind"],
-            value["split"],
-            value["fingerprint"],
-            dict(value["options"]),
-            tuple(ShardEntry(**shard) for shard in value["shards"]),
-            tuple(Rejected(**rejected) for rejected in value["rejected"]),
-        )
-        if (manifest.samples, manifest.content_hash) != (value["samples"], value["content_hash"]):
-            raise ValueError("its counts or its content hash do not fit its shards")
-        return manifest
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len({shard.file for shard in self.shards}) < len(self.shards):
+            raise ValueError("a shard is listed twice")
+        return self
+
+
+class Sample(NamedTuple):
+    """Where one sample is. Offsets are those of the bytes themselves, behind the tar header."""
+
+    key: str
+    shard: str
+    extension: str
+    offset: int
+    length: int
+    crc32: int
+    meta_offset: int
+    meta_length: int
+    meta_crc32: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Index:
+    """Where the samples of one shard are: item i of each list is of sample i. `bytes` is the size of the tar."""
+
+    schema: Literal[1]
+    shard: TarName
+    samples: Size
+    bytes: Size
+    sha256: Sha256
+    rejected: tuple[Rejected, ...]
+    keys: list[Key]
+    extensions: list[Extension]
+    offset: list[Size]
+    length: list[Length]
+    crc32: list[Crc32]
+    meta_offset: list[Annotated[int, Field(ge=-1, le=2**50)]]
+    meta_length: list[Length]
+    meta_crc32: list[Crc32]
+    width: list[Side]
+    height: list[Side]
+
+    def located(self) -> Iterator[Sample]:
+        """Every sample, in order."""
+        columns = [getattr(self, column) for column in COLUMNS]
+        for key, extension, *numbers in zip(self.keys, self.extensions, *columns, strict=True):
+            yield Sample(key, self.shard, extension, *numbers)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if {len(getattr(self, name)) for name in ("keys", "extensions", *COLUMNS)} != {self.samples}:
+            raise ValueError("its columns have not as many rows as it has samples")
+        if len(set(self.keys)) < self.samples:
+            raise ValueError(f"key {Counter(self.keys).most_common(1)[0][0]} is in it twice")
+        members = [*zip(self.offset, self.length, strict=True), *zip(self.meta_offset, self.meta_length, strict=True)]
+        if any(start != -1 and not BLOCK <= start <= self.bytes - size for start, size in members):
+            raise ValueError("an offset lies outside of the tar")
+        return self
+
+
+def make_index(name: str, tar: Path, samples: list[Sample], rejected: Iterable[Rejected]) -> Index:
+    """The index of the shard `name`, whose bytes are in the file `tar`."""
+    columns = {column: [getattr(sample, column) for sample in samples] for column in COLUMNS}
+    keys, extensions = [sample.key for sample in samples], [sample.extension for sample in samples]
+    size = tar.stat().st_size
+    return Index(SCHEMA, name, len(samples), size, sha256(tar), tuple(rejected), keys, extensions, **columns)
+
+
+def read_json(path: Path) -> bytes:
+    """The bytes of a JSON file.
+
+    Raises:
+        OSError: it cannot be read, is no file, or is larger than `MAX_JSON_BYTES`.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(0, "not a file", str(path))
+    if status.st_size > MAX_JSON_BYTES:
+        raise OSError(0, f"larger than {MAX_JSON_BYTES:,} bytes", str(path))
+    return path.read_bytes()
+
+
+def parse_json(kind: type[Parsed], content: bytes) -> Parsed:
+    """Read and validate `content`. Raises ValueError, whose one line names the field that is wrong."""
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from None
+
+
+def first_error(error: ValidationError) -> str:
+    """What is wrong first, in one line: the field and what was found there."""
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {message}, found {first['input']!r:.60}" if field else message
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -113,20 +217,29 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        value = json.loads(path.read_bytes())
+        return parse_manifest(read_json(path), str(path))
     except FileNotFoundError:
         raise UserError(_why_no_manifest(folder)) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path}: damaged, not JSON; delete it and run `shard` again") from None
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise UserError(f"{path}: schema {schema!r}, this version reads {SCHEMA}; write the shards again")
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Read and check the content of a `manifest.json`; `where` it comes from, for messages.
+
+    Raises:
+        UserError: it is damaged, or of another schema.
+    """
     try:
-        return Manifest.from_dict(value)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it and run `shard` again") from None
+        derived = parse_json(dict[str, Any], content)
+        if derived.get("schema") != SCHEMA:
+            raise ValueError(f"schema {derived.get('schema')!r:.60}, this version reads {SCHEMA}")
+        manifest = parse_json(Manifest, content)
+        if (manifest.samples, manifest.content_hash) != (derived.get("samples"), derived.get("content_hash")):
+            raise ValueError("its counts or its content hash do not fit its shards")
+    except ValueError as error:
+        raise UserError(f"{where}: damaged, or not a manifest of shards ({error}); write the shards again") from None
+    return manifest
 
 
 def _why_no_manifest(folder: Path) -> str:
@@ -152,187 +265,31 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
-def read_index(shard: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Read the index of one shard.
-
-    Args:
-        sha256: what the manifest says of the index file; None is not checked.
+def read_index(shard: Path, entry: ShardEntry | None = None) -> Index:
+    """Read the index of one shard and check it; `entry` is what the manifest says of the shard, if there is one.
 
     Raises:
         ShardError: missing, damaged, or of another shard.
     """
     path = index_path(shard)
     try:
-        content = path.read_bytes()
+        content = read_json(path)
     except OSError as error:
         raise ShardError(f"{path}: the index cannot be read: {error.strerror}; run `shard` again") from None
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+    if entry is not None and hashlib.sha256(content).hexdigest() != entry.index_sha256:
         raise ShardError(f"{path}: the index differs from the manifest's SHA-256; delete it and run `shard` again")
     try:
-        index = json.loads(content)
-        rows = {len(index[column]) for column in ("keys", "extensions", *COLUMNS)}
-        if index["schema"] != SCHEMA or index["shard"] != shard.name or rows != {index["samples"]}:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
+        index = parse_json(Index, content)
+        if index.shard != shard.name:
+            raise ValueError(f"it is of {index.shard}")
+        if entry is not None and (index.samples, index.bytes, index.sha256) != (
+            entry.samples,
+            entry.bytes,
+            entry.sha256,
+        ):
+            raise ValueError("samples, bytes or SHA-256 are not those of the manifest")
+    except ValueError as error:
         raise ShardError(
-            f"{path}: the index is damaged or of another version; delete it and run `shard` again"
+            f"{path}: the index is damaged or of another version ({error}); delete it and run `shard` again"
         ) from None
-    assert isinstance(index, dict)
     return index
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Where one sample is. Offsets are those of the bytes themselves, behind the tar header."""
-
-    key: str
-    shard: str
-    extension: str
-    offset: int
-    length: int
-    crc32: int
-    meta_offset: int
-    meta_length: int
-    meta_crc32: int
-    width: int
-    height: int
-
-
-class ShardIndex:
-    """Every sample of a shards folder, in the order of the shards: about 60 bytes and the key for each."""
-
-    def __init__(
-        self, manifest: Manifest, columns: dict[str, NDArray[Any]], keys: bytes, key_ends: NDArray[Any]
-    ) -> None:
-        self.manifest = manifest
-        self.columns = columns
-        self.starts = np.cumsum([0, *(shard.samples for shard in manifest.shards)])
-        self._keys = keys
-        self._key_ends = key_ends
-        self._starts: list[int] = self.starts.tolist()  # few enough to be plain Python: one bisect per read
-
-    @classmethod
-    def load(cls, folder: Path) -> "ShardIndex":
-        """Read the manifest and every index.
-
-        Raises:
-            UserError: as `load_manifest`.
-            ShardError: an index is missing, damaged, or of other shards than the manifest.
-        """
-        manifest = load_manifest(folder)
-        parts: dict[str, list[NDArray[Any]]] = {column: [np.zeros(0, dtype)] for column, dtype in COLUMNS.items()}
-        parts["extension"] = [np.zeros(0, "S5")]
-        keys, ends = bytearray(), [np.zeros(1, np.int64)]
-        for shard in manifest.shards:
-            index = read_index(folder / shard.file, shard.index_sha256)
-            for column, dtype in COLUMNS.items():
-                parts[column].append(np.array(index[column], dtype))
-            parts["extension"].append(np.array(index["extensions"], dtype="S5"))
-            encoded = [key.encode("utf-8", "surrogateescape") for key in index["keys"]]
-            ends.append(len(keys) + np.cumsum([len(key) for key in encoded], dtype=np.int64))
-            keys += b"".join(encoded)
-        columns = {column: np.concatenate(part) for column, part in parts.items()}
-        return cls(manifest, columns, bytes(keys), np.concatenate(ends))
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def key(self, i: int) -> str:
-        """Key of sample `i`."""
-        return self._keys[self._key_ends[i] : self._key_ends[i + 1]].decode("utf-8", "surrogateescape")
-
-    def shard_of(self, i: int) -> int:
-        """Position in the manifest of the shard that holds sample `i`. Raises IndexError outside of 0 <= i < len."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        return bisect_right(self._starts, i) - 1
-
-    def locate(self, i: int) -> Sample:
-        """Where sample `i` is. Raises IndexError outside of 0 <= i < len."""
-        shard = self.manifest.shards[self.shard_of(i)].file
-        numbers = {column: int(self.columns[column][i]) for column in COLUMNS}
-        return Sample(self.key(i), shard, self.columns["extension"][i].decode(), **numbers)
-
-
-class ShardReader:
-    """Random access to samples. Every read is checked against its CRC32.
-
-    Picklable, and safe to inherit by fork: tars are opened where they are read. One reader per thread.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._open: OrderedDict[int, int] = OrderedDict()
-        self.folder = folder
-        self.index = ShardIndex.load(folder)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def read(self, i: int) -> tuple[str, bytes]:
-        """Key and image bytes of sample `i`; raises as `image`."""
-        return self.index.key(i), bytes(self.image(i))
-
-    def image(self, i: int) -> memoryview:
-        """Image bytes of sample `i`, in memory of their own.
-
-        Raises:
-            ShardError: the shard is missing, short, or its bytes differ from the CRC32.
-        """
-        columns = self.index.columns
-        length = int(columns["length"][i])
-        data = self._bytes(i, int(columns["offset"][i]) - BLOCK, BLOCK + length)
-        name = f"{self.index.key(i)}.{columns['extension'][i].decode()}"
-        # The image is found without its header; but other readers lose what stands behind a damaged one.
-        if not is_header(bytes(data[:BLOCK]), name, length, self.index.manifest.kind == "written"):
-            raise ShardError(f"{self.name(i)}: its tar header is damaged; run `verify` on the folder")
-        return self._checked(i, data[BLOCK:], columns["crc32"][i])
-
-    def metadata(self, i: int) -> dict[str, Any]:
-        """The `.json` of sample `i`; {} where it has none. Raises as `read`."""
-        columns = self.index.columns
-        offset = columns["meta_offset"][i]
-        if offset < 0:
-            return {}
-        content = self._bytes(i, int(offset), int(columns["meta_length"][i]))
-        self._checked(i, content, columns["meta_crc32"][i])
-        try:
-            value = json.loads(bytes(content))
-        except ValueError:
-            raise ShardError(f"{self.name(i)}: its .json is not JSON") from None
-        return value if isinstance(value, dict) else {}
-
-    def __del__(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _bytes(self, i: int, offset: int, length: int) -> memoryview:
-        data = memoryview(bytearray(length))
-        try:
-            read = os.preadv(self._descriptor(i), [data], offset)
-        except OSError as error:
-            raise ShardError(f"{self.name(i)}: the shard cannot be read: {error.strerror}") from None
-        if read != length:
-            raise ShardError(f"{self.name(i)}: the tar ends before it; run `verify` on the folder")
-        return data
-
-    def _checked(self, i: int, data: memoryview, crc32: int) -> memoryview:
-        if zlib.crc32(data) != crc32:
-            raise ShardError(f"{self.name(i)}: damaged, its CRC32 differs from the index; run `verify` on the folder")
-        return data
-
-    def name(self, i: int) -> str:
-        """Shard and key of sample `i`, for messages."""
-        sample = self.index.locate(i)
-        return f"{self.folder / sample.shard}: sample {sample.key}"
-
-    def _descriptor(self, i: int) -> int:
-        shard = self.index.shard_of(i)
-        if shard not in self._open:
-            self._open[shard] = os.open(self.folder / self.index.manifest.shards[shard].file, os.O_RDONLY)
-            if len(self._open) > OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1])
-        self._open.move_to_end(shard)
-        return self._open[shard]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}

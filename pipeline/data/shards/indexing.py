@@ -6,17 +6,20 @@ import zlib
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from pydantic import ValidationError
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import os_errors_named, sha256
+from pipeline.common.files import os_errors_named
 from pipeline.common.processes import run_tasks, stoppable
 from pipeline.common.progress import progress
-from pipeline.data.image_check import ImageRejected, check
-from pipeline.data.shards.format import COLUMNS, MANIFEST, PLAN, SCHEMA, Manifest, Rejected, load_manifest, read_index
-from pipeline.data.shards.packing import reject_at_most, shard_entry, write_index, write_manifest
+from pipeline.data.image_check import check, silent
+from pipeline.data.shards.format import MANIFEST, PLAN, Rejected, Sample, first_error, load_manifest, make_index
+from pipeline.data.shards.packing import gather, reject_at_most, write_index, write_manifest
+from pipeline.data.source.listing import MAX_FILE_BYTES
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # As WebDataset splits a member's name: the key ends at the first dot behind the last slash.
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 
@@ -39,7 +42,8 @@ class IndexSummary:
 def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 0) -> IndexSummary:
     """Build the index of every `*.tar` in `folder`, and a manifest, so that the folder reads as our own shards do.
 
-    Every image is decoded once. A sample needs one member `.jpg`, `.jpeg` or `.png`; its `.json`, if any, is metadata.
+    Every image is decoded once. A sample needs one member `.jpg`, `.jpeg`, `.png` or `.webp`; its `.json`, if any, is
+    metadata.
 
     Args:
         workers: processes; None takes every processor.
@@ -49,6 +53,9 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
         UserError: no tars, a damaged tar, shards that `write_shards` wrote, or more rejected than `max_rejected`.
     """
     tars = sorted(folder.glob("[!.]*.tar"))
+    for tar in tars:
+        if not (tar.name.isprintable() and tar.is_file()):
+            raise UserError(f"{folder}: {tar.name!r} is no file, or of a name that is not UTF-8; rename or move it")
     if not tars:
         raise UserError(f"{folder}: no .tar files to index (compressed tars cannot be read at random: unpack them)")
     if (folder / MANIFEST).exists() and load_manifest(folder).kind == "written":
@@ -61,38 +68,28 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
         with closing(run_tasks(_index_tar, None, tars, workers)) as indexed:
             for _ in progress(indexed, "tars", len(tars)):
                 pass
-        indexes = [read_index(tar) for tar in tars]
-        rejected = tuple(Rejected(**each) for index in indexes for each in index["rejected"])
-        reject_at_most(rejected, max_rejected)
-        entries = tuple(shard_entry(tar, index) for tar, index in zip(tars, indexes, strict=True))
-        manifest = Manifest("indexed", None, None, {}, entries, rejected)
+        manifest = gather(tars, kind="indexed", split=None, fingerprint=None, options={})
+        reject_at_most(manifest.rejected, max_rejected)
         if not manifest.samples:
             raise UserError(f"{folder}: no sample with an image in {len(tars)} tars")
         write_manifest(folder, manifest)
-    return IndexSummary(folder, manifest.samples, len(tars), manifest.content_hash, rejected)
+    return IndexSummary(folder, manifest.samples, len(tars), manifest.content_hash, manifest.rejected)
 
 
 def _index_tar(_: None, path: Path) -> None:
-    columns: dict[str, list[Any]] = {name: [] for name in ("keys", "extensions", *COLUMNS)}
+    samples: list[Sample] = []
     rejected: list[Rejected] = []
-    with os_errors_named(path), path.open("rb") as stream:
+    with os_errors_named(path), path.open("rb") as stream, silent():
         for key, members in stoppable(_samples(path)):
+            name = f"{path.name}/{key}"
             try:
-                row = _row(stream, key, members)
-            except ImageRejected as reason:
-                rejected.append(Rejected(f"{path.name}/{key}", str(reason)))
-                continue
-            for name, value in row.items():
-                columns[name].append(value)
-        index = {
-            "schema": SCHEMA,
-            "shard": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path),
-            "samples": len(columns["keys"]),
-            "rejected": [asdict(each) for each in rejected],
-        }
-        write_index(path, index | columns)
+                samples.append(_sample(stream, key, name, members))
+            except UserError as error:
+                rejected.append(Rejected(name, str(error).removeprefix(f"{name}: ")))
+        try:
+            write_index(path, make_index(path.name, path, samples, rejected))
+        except ValidationError as error:
+            raise UserError(f"{path}: cannot be indexed: {first_error(error)}") from None
 
 
 def _samples(path: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -103,7 +100,7 @@ def _samples(path: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
             members = [member for member in archive.getmembers() if member.isreg()]
             # tarfile takes a cut or damaged header for the end; a whole tar ends in zeros there.
             end = archive.offset
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise UserError(f"{path}: not a whole, uncompressed tar: {error}") from None
     _check_end(path, end)
     for member in members:
@@ -122,36 +119,42 @@ def _samples(path: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
 def _check_end(path: Path, end: int) -> None:
     with path.open("rb") as stream:
         stream.seek(end)
-        rest = stream.read()
-    if not rest or any(rest):
+        is_zero = not any(map(any, iter(lambda: stream.read(2**20), b"")))
+    if path.stat().st_size <= end or not is_zero:
         raise UserError(f"{path}: cut or damaged behind byte {end}; copy it again")
 
 
-def _row(stream: Any, key: str, members: dict[str, tarfile.TarInfo]) -> dict[str, Any]:
+def _sample(stream: BinaryIO, key: str, name: str, members: dict[str, tarfile.TarInfo]) -> Sample:
+    """Where a sample's members are. Raises UserError, `name` first, if it has no usable image."""
     images = [extension for extension in members if extension.lower() in IMAGE_EXTENSIONS]
     if len(images) != 1:
-        raise ImageRejected(f"one .jpg, .jpeg or .png wanted, found {', '.join(members) if images else 'none'}")
+        found = ", ".join(members) if images else "none"
+        raise UserError(f"{name}: one of .{', .'.join(IMAGE_EXTENSIONS)} wanted, found {found}")
+    if key.encode("utf-8", "replace").decode() != key:
+        raise UserError(f"{name}: its name is not UTF-8")
     member = members[images[0]]
     metadata = next((members[extension] for extension in members if extension.lower() == "json"), None)
-    image = check(_read(stream, member))
-    return {
-        "keys": key,
-        "extensions": images[0],
-        "offset": member.offset_data,
-        "length": member.size,
-        "crc32": zlib.crc32(image.data),
-        "meta_offset": metadata.offset_data if metadata else -1,
-        "meta_length": metadata.size if metadata else 0,
-        "meta_crc32": zlib.crc32(_read(stream, metadata)) if metadata else 0,
-        "width": image.width,
-        "height": image.height,
-    }
+    if max(member.size, metadata.size if metadata else 0) > MAX_FILE_BYTES:
+        raise UserError(f"{name}: larger than {MAX_FILE_BYTES:,} bytes")
+    image = check(_read(stream, member), name)
+    return Sample(
+        key,
+        Path(stream.name).name,
+        images[0],
+        member.offset_data,
+        member.size,
+        zlib.crc32(image.data),
+        metadata.offset_data if metadata else -1,
+        metadata.size if metadata else 0,
+        zlib.crc32(_read(stream, metadata)) if metadata else 0,
+        image.width,
+        image.height,
+    )
 
 
-def _read(stream: Any, member: tarfile.TarInfo) -> bytes:
+def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
     stream.seek(member.offset_data)
     data = stream.read(member.size)
     if len(data) != member.size:
-        raise UserError(f"{stream.name}: cut inside {member.name}; copy it again")
-    assert isinstance(data, bytes)
+        raise OSError(0, f"cut inside {member.name}", stream.name)
     return data

@@ -5,7 +5,6 @@ SOURCE is a folder or a URL.
 
 import fcntl
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from pipeline.common.files import os_errors_named, replacing, sha256
 from pipeline.common.processes import run_tasks, stoppable
 from pipeline.common.progress import progress
 from pipeline.data.remote import BLOCK, NotThere, opened
-from pipeline.data.shards.format import MANIFEST, SCHEMA, Manifest, ShardEntry, index_path, load_manifest
+from pipeline.data.shards.format import MANIFEST, Manifest, ShardEntry, index_path, load_manifest, parse_manifest
 
 SPLITS = ("train", "validation", "test")
 
@@ -136,26 +135,12 @@ def _splits(source: str, destination: Path) -> list[_Split]:
         except NotThere as reason:
             missing.append(reason)
             continue
-        found.append(_Split(inside, destination / place, content, _manifest(content, url)))
+        found.append(_Split(inside, destination / place, content, parse_manifest(content, url)))
         if not place:
             break
     if not found:
         raise UserError(f"{source}: no {MANIFEST} in it, in train/, validation/ or test/ ({missing[0]})")
     return found
-
-
-def _manifest(content: bytes, url: str) -> Manifest:
-    try:
-        value = json.loads(content)
-        if value["schema"] != SCHEMA:
-            raise ValueError(f"schema {value['schema']!r}, this version reads {SCHEMA}")
-        manifest = Manifest.from_dict(value)
-        for shard in manifest.shards:
-            if Path(shard.file).name != shard.file:
-                raise ValueError(f"{shard.file!r} is not in its folder")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{url}: damaged, or not a manifest of shards ({error}); write it again") from None
-    return manifest
 
 
 @contextmanager

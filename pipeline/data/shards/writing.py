@@ -5,9 +5,6 @@ after any interruption, and for any number of parts. Order on disk: plan.json, t
 manifest.json of each split.
 """
 
-from collections import deque
-from collections.abc import Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,20 +25,8 @@ from pipeline.data.shards.array_jobs import (
     settle_plan,
 )
 from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index, shard_name
-from pipeline.data.shards.packing import (
-    FLUSHES,
-    Options,
-    Packed,
-    Task,
-    flush_shards,
-    forget_unsettled,
-    packed,
-    reject_at_most,
-    settle_shard,
-    write_manifest,
-    write_shard,
-)
-from pipeline.data.source.celeba import Record, Source, open_source
+from pipeline.data.shards.packing import Options, Task, gather, reject_at_most, write_manifest, write_shard
+from pipeline.data.source.photographs import Record, Source, open_source
 from pipeline.data.source.splits import split_records
 
 
@@ -99,7 +84,6 @@ def write_shards(
     image_size: int | None = None,
     crop: int | None = None,
     quality: int | None = None,
-    validate: bool = True,
     workers: int | None = None,
     max_rejected: int = 0,
     part: Part | None = None,
@@ -115,7 +99,6 @@ def write_shards(
         image_size: None passes image bytes through untouched; else the side in pixels of a re-encoded square.
         crop: side in pixels of the centre square that is cut before resizing; None takes the shorter side.
         quality: of re-encoded JPEGs, 1 to 100; None: 90.
-        validate: decode every image once; without, only its header is read.
         workers: processes; None takes every processor.
         max_rejected: how many unusable images are tolerated, each a gap in its shard; more are read again next time.
         part: write this share of the shards only, and no manifest. Parts may run at the same time.
@@ -125,7 +108,7 @@ def write_shards(
         UserError: the source, the options or the disk, more than `max_rejected`, or shards missing for `finish`.
     """
     assert not (part and finish), "a part is not the last step"
-    options = _options(split, samples_per_shard, image_size, crop, quality, validate)
+    options = _options(split, samples_per_shard, image_size, crop, quality)
     opened = open_source(source)
     splits = split_records(opened.records, split)
     tasks = {name: _tasks(out / name, records, samples_per_shard) for name, records in splits.items()}
@@ -142,17 +125,27 @@ def write_shards(
             remove_leftovers(out, own, only_shards=part is not None)
             if part and unfinished:
                 note_parts(out, part)
-            new = _write(opened, options, unfinished, workers)
-            flush_shards([task.path for task in in_a_row(own)])
-            manifests = _manifests(opened, options, own, new)
+            _write(opened, options, unfinished, workers)
+            manifests = {name: _manifest(name, opened, options, shards) for name, shards in own.items()}
             reject_at_most(tuple(each for manifest in manifests.values() for each in manifest.rejected), max_rejected)
             if not part:
                 _write_manifests(out, manifests)
-            return _summary(out, manifests, set(new), part)
+            return _summary(out, manifests, {task.path for task in unfinished}, part)
+
+
+def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> None:
+    with closing(run_tasks(write_shard, (source, options), tasks, workers)) as written:
+        for _ in progress(written, "shards", len(tasks)):
+            pass
+
+
+def _manifest(split: str, source: Source, options: Options, shards: list[Task]) -> Manifest:
+    paths = [task.path for task in shards]
+    return gather(paths, kind="written", split=split, fingerprint=source.fingerprint, options=asdict(options))
 
 
 def _options(
-    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int | None, validate: bool
+    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int | None
 ) -> Options:
     if samples_per_shard < 1:
         raise UserError(f"samples per shard: {samples_per_shard}; at least 1 wanted")
@@ -166,9 +159,7 @@ def _options(
         raise UserError(f"crop: {crop}; at least 16 pixels wanted")
     if quality is not None and not 1 <= quality <= 100:
         raise UserError(f"quality: {quality}; 1 to 100 wanted")
-    if image_size is not None and not validate:
-        raise UserError(f"image size: {image_size} without validation; every image is decoded then, so leave out one")
-    return Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None, validate)
+    return Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
 
 
 def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
@@ -196,54 +187,9 @@ def _rejections(path: Path) -> int | None:
     """
     try:
         index = read_index(path)
-        return len(index["rejected"]) if path.stat().st_size == index["bytes"] else None
-    except (OSError, KeyError, TypeError, ShardError):
+        return len(index.rejected) if path.stat().st_size == index.bytes else None
+    except (OSError, ShardError):
         return None
-
-
-def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> dict[Path, Packed]:
-    with closing(_settled_shards(source, options, tasks, workers)) as shards:
-        return {shard.path: shard for shard in progress(shards, "shards", len(tasks))}
-
-
-def _settled_shards(
-    source: Source, options: Options, tasks: list[Task], workers: int | None
-) -> Generator[Packed, None, None]:
-    """Write these shards; they are flushed while others are written, and all are at the end."""
-    tasks = sorted(tasks, key=lambda task: -len(task.records))  # the short ones last, where a worker would wait
-    under_way: deque[Future[None]] = deque()
-    try:
-        with (
-            ThreadPoolExecutor(FLUSHES) as threads,
-            closing(run_tasks(write_shard, (source, options), tasks, workers)) as written,
-        ):
-            for shard in written:
-                under_way.append(threads.submit(settle_shard, shard.path))
-                while under_way and under_way[0].done():
-                    under_way.popleft().result()
-                yield shard
-        for flush in under_way:
-            flush.result()
-    finally:
-        forget_unsettled([task.path for task in tasks])
-
-
-def _manifests(
-    source: Source, options: Options, tasks: dict[str, list[Task]], new: dict[Path, Packed]
-) -> dict[str, Manifest]:
-    """Gather what is known of these shards, which are all written."""
-    manifests = {}
-    for name, own in tasks.items():
-        shards = [new.get(task.path) or packed(task.path) for task in own]
-        manifests[name] = Manifest(
-            "written",
-            name,
-            source.fingerprint,
-            options.as_dict(),
-            tuple(shard.entry for shard in shards),
-            tuple(rejected for shard in shards for rejected in shard.rejected),
-        )
-    return manifests
 
 
 def _write_manifests(out: Path, manifests: dict[str, Manifest]) -> None:

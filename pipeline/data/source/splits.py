@@ -1,7 +1,7 @@
 """Which images are for training and which for testing, by their sorted keys alone."""
 
 from pipeline.common.errors import UserError
-from pipeline.data.source.celeba import Record
+from pipeline.data.source.photographs import Record
 
 PAPER_TEST_IMAGES = 2_599
 PARTITIONS = ("train", "validation", "test")

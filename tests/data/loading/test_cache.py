@@ -21,7 +21,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.loading import cache
 from pipeline.data.loading.loader import FaceImages, MicroBatch
 from pipeline.data.loading.order import Order
-from pipeline.data.shards.format import ShardReader
+from pipeline.data.shards.reader import ShardReader
 from pipeline.data.shards.writing import write_shards
 
 Kind = Literal["disk", "device"]

@@ -22,7 +22,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data.loading import workers as workers_of_a_loader
 from pipeline.data.loading.loader import FaceImages, Loaded, MicroBatch, micro_batches
 from pipeline.data.loading.order import Order
-from pipeline.data.shards.format import ShardReader
+from pipeline.data.shards.reader import ShardReader
 from pipeline.data.shards.writing import write_shards
 
 

@@ -212,7 +212,7 @@ def test_identity_is_the_list_of_urls(folder: Path) -> None:
 def test_a_sample_that_is_no_picture_is_named(tmp_path: Path, workers: int) -> None:
     good = {f"{number}.jpg": jpeg(number) for number in range(3)}
     bad = pack(tmp_path / "bad.tar", good | {"x/7.jpg": jpeg(7)[:-300]})
-    expected = f"{bad}: sample x/7: not a readable image (JPEG or PNG), or cut short"
+    expected = f"{bad}: sample x/7: not a readable image: Image is incomplete or truncated"
     assert refused(faces(bad, workers)) == expected
     none = pack(tmp_path / "none.tar", good | {"8.json": b"{}"})
     assert refused(faces(none, workers)) == f"{none}: sample 8: no .jpg, .jpeg or .png; leave it out of the tar"

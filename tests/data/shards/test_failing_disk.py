@@ -56,6 +56,9 @@ class FailingStream:
     def __init__(self, disk: FailingDisk, stream: Any) -> None:
         self.disk, self.stream = disk, stream
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
     def write(self, data: Any) -> Any:
         self.disk.operation()
         return self.stream.write(data)
@@ -116,6 +119,12 @@ def test_read_only_disk(photographs: Path, tmp_path: Path, monkeypatch: pytest.M
     FailingDisk(monkeypatch, tmp_path / "out", errno.EROFS, 0)
     with pytest.raises(UserError, match=r"/out: Read-only file system; fix that and run again$"):
         whole(photographs, tmp_path / "out")
+
+
+def test_a_folder_below_a_file(photographs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"/file\S*: Not a directory; fix that and run again$"):
+        whole(photographs, tmp_path / "file" / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -9,8 +9,9 @@ from making import jpeg, member_offsets
 from running import latentfuse
 
 from pipeline.common.errors import UserError
-from pipeline.data.shards.format import ShardReader, load_manifest
+from pipeline.data.shards.format import load_manifest
 from pipeline.data.shards.indexing import index_tars
+from pipeline.data.shards.reader import ShardReader
 from pipeline.data.shards.verifying import verify
 
 
@@ -75,7 +76,12 @@ def test_damaged_foreign_tars_are_refused(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"part-0\.tar"):
             index_tars(theirs, workers=1)
     with webdataset.TarWriter(str(tar)) as writer:
-        writer.write({"__key__": "a", "jpg": jpeg(1)})
+        for key in ("a", "b", "a"):
+            writer.write({"__key__": key, "jpg": jpeg(1)})
+    with pytest.raises(UserError, match=r"part-0\.tar: cannot be indexed: key a is in it twice"):
+        index_tars(theirs, workers=1)
+    with webdataset.TarWriter(str(tar)) as writer:
+        writer.write({"__key__": "a", "webp": jpeg(1, form="WEBP")})
         writer.write({"__key__": "b", "txt": "no image"})
     with pytest.raises(UserError, match=r"part-0\.tar/b"):
         index_tars(theirs, workers=1)

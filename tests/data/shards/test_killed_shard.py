@@ -112,7 +112,7 @@ class Victim:
         self.seen |= new
         self.kills_with_leftovers += bool(new)
         for path in new:
-            self.left[re.sub(r"^\.|(?<=shard)-\d{6}|-(?:[0-9a-f]{8}|unsettled)\.tmp", "", path.name)] += 1
+            self.left[re.sub(r"^\.|(?<=shard)-\d{6}|-[0-9a-f]{8}\.tmp", "", path.name)] += 1
 
 
 def kill(victim: Victim, kills: int) -> None:

@@ -22,7 +22,8 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import sha256
 from pipeline.data.remote import opened
 from pipeline.data.shards import staging
-from pipeline.data.shards.format import MANIFEST, ShardReader
+from pipeline.data.shards.format import MANIFEST
+from pipeline.data.shards.reader import ShardReader
 from pipeline.data.shards.staging import StageSummary, stage
 from pipeline.data.shards.verifying import verify
 

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from making import member_offsets
@@ -64,13 +65,13 @@ def test_verify_finds_missing_and_extra_files(folder: Path) -> None:
 
 
 def test_what_may_not_be_read_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = Path.read_bytes
+    opened = Path.open
 
-    def forbidden(path: Path) -> bytes:
+    def forbidden(path: Path, mode: str = "r", **options: Any) -> Any:
         if path.suffix == ".tar":
             raise PermissionError(13, "Permission denied", str(path))
-        return read(path)
+        return opened(path, mode, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(PermissionError, match="shard-000000"):
         verify(folder, workers=1)

@@ -1,26 +1,21 @@
-"""A source of face images: CelebA as distributed (zip or folder), or any folder of JPEG and PNG files."""
+"""A source of face images: CelebA as distributed (zip or folder), or any folder or zip of JPEG, PNG and WebP files."""
 
-import gc
 import hashlib
 import os
 import re
 import zipfile
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from operator import itemgetter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
-from pipeline.data.source import annotations, zip_reader
+from pipeline.data.source import annotations
 from pipeline.data.source.annotations import Table
-from pipeline.data.source.zip_reader import File
+from pipeline.data.source.listing import SUFFIXES, File, FileReader, is_hidden, is_image, list_folder, list_zip
 
 ARCHIVE = "img_align_celeba.zip"
 FOLDER = "img_align_celeba"
-SUFFIXES = (".jpg", ".jpeg", ".png")
 IN_THE_WILD = "img_celeba"
 """CelebA's pictures before they were aligned: the landmarks of the aligned ones are not theirs."""
 # Where CelebA's own download keeps its annotation files, beside Img/.
@@ -29,11 +24,11 @@ ANNOTATION_FOLDERS = ("", "Anno", "Eval")
 LONGEST_KEY = 80
 
 _ANNOTATION_FILES = frozenset(f"{stem}{suffix}" for stem in annotations.STEMS for suffix in (".txt", ".csv"))
-_PARTITIONS = {"0": 0, "1": 1, "2": 2}
 _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Record:
     """One image of a source, not yet read.
 
     Attributes and landmarks are numbers as text, and records share their names: CelebA has 200,000 of 40 attributes.
@@ -67,46 +62,17 @@ class Source:
         self.records = records
         self.fingerprint = fingerprint
         self._files = files
-        self._is_archive = location.is_file()
-        self._descriptor: int | None = None
+        self._reader = FileReader(location)
 
-    def read(self, name: str) -> tuple[bytes, int]:
-        """The bytes of one image and their CRC32, by its record's name.
+    def read(self, name: str) -> bytes:
+        """The bytes of one image, by its record's name.
 
         Raises:
             OSError: it cannot be read, or is damaged inside the zip.
         """
-        file = self._files[name]
-        if not self._is_archive:
-            data = (self.location / file.path).read_bytes()
-            return data, zlib.crc32(data)
-        if self._descriptor is None:
-            self._descriptor = os.open(self.location, os.O_RDONLY)
-        return zip_reader.read(self._descriptor, file), file.crc32
-
-    def close(self) -> None:
-        """Close the zip, if it is open."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_descriptor": None}
+        return self._reader.read(self._files[name])
 
 
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Millions of small objects, none of them garbage: looking for some again and again takes a quarter of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_without_collection()
 def open_source(path: Path) -> Source:
     """List the images of `path` and read the annotations near it; no image is opened.
 
@@ -119,21 +85,21 @@ def open_source(path: Path) -> Source:
     location = _locate(path)
     inside: dict[str, File] = {}
     if location.is_file():
-        files = zip_reader.list_files(location, lambda path: _is_image(path) or _is_annotation(path))
-        inside = {name: file for file in reversed(files) if (name := file.path.rpartition("/")[2]) in _ANNOTATION_FILES}
-        if inside:
-            files = [file for file in files if _is_image(file.path)]
+        listed = list_zip(location, lambda name: is_image(name) or _is_annotation(name))
+        files = [file for file in listed if is_image(file.path)]
+        inside = {_base(file.path): file for file in reversed(listed) if _is_annotation(file.path)}
     else:
-        files = _list_folder(location)
+        files = list_folder(location)
     if not files:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
     parents = {file.path.rpartition("/")[0] for file in files}
     prefix = os.path.commonpath(parents) if "" not in parents else ""
-    by_name = {file.path.removeprefix(prefix).lstrip("/") if prefix else file.path: file for file in files}
+    by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
     tables, contents = _read_annotations(path, location, prefix, inside)
-    lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
-    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape"))
+    digest = hashlib.sha256()
+    for name, file in sorted(by_name.items()):
+        digest.update(f"{name}\0{file.size}\0{file.crc32}\n".encode("utf-8", "surrogateescape"))
     for stem in sorted(contents):
         digest.update(f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n".encode())
     return Source(location, by_name, _records(by_name, tables), digest.hexdigest())
@@ -154,34 +120,12 @@ def _locate(path: Path) -> Path:
     return path
 
 
-def _is_image(path: str) -> bool:
-    return (path.endswith(SUFFIXES) or path.lower().endswith(SUFFIXES)) and not _is_hidden(path)
-
-
-def _is_hidden(path: str) -> bool:
-    return path.startswith(".") or "/." in path or ("__MACOSX" in path and "__MACOSX" in path.split("/"))
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _is_annotation(path: str) -> bool:
-    return path.rpartition("/")[2] in _ANNOTATION_FILES and not _is_hidden(path)
-
-
-def _list_folder(folder: Path) -> list[File]:
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from None
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        relative = os.path.relpath(parent, folder)
-        for name in filter(_is_image, names):
-            path = os.path.join(parent, name)
-            try:
-                size = os.stat(path).st_size
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror}; a broken link?") from None
-            files.append(File(name if relative == "." else f"{relative}/{name}", size))
-    return files
+    return _base(path) in _ANNOTATION_FILES and not is_hidden(path)
 
 
 def _read_annotations(
@@ -207,7 +151,7 @@ def _read_annotations(
             continue
         where = found or location / (zipped.path if zipped else "")
         try:
-            contents[stem] = zip_reader.read_file(location, zipped) if zipped and not found else where.read_bytes()
+            contents[stem] = FileReader(location).read(zipped) if zipped and not found else where.read_bytes()
         except OSError as error:
             raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
         tables[stem] = annotations.parse(stem, str(where), contents[stem])
@@ -215,24 +159,28 @@ def _read_annotations(
 
 
 def _records(names: Iterable[str], tables: dict[str, Table]) -> list[Record]:
+    """A record for each image, in the order of their keys."""
     none = Table()
     attributes = tables.get(annotations.ATTRIBUTES, none)
     landmarks = tables.get(annotations.LANDMARKS, none)
     partitions = tables.get(annotations.PARTITION, none)
     points = annotations.landmark_names(landmarks.columns)
-    in_order = sorted(_keys(names).items(), key=itemgetter(1))
-    ordered, keys = [name for name, _ in in_order], [key for _, key in in_order]
-    attribute_rows, landmark_rows = attributes.of(ordered), landmarks.of(ordered)
-    columns = (
-        keys,
-        ordered,
-        map(_PARTITIONS.get, partitions.of(ordered)),
-        [attributes.columns if row else () for row in attribute_rows],
-        attribute_rows,
-        [points if row else () for row in landmark_rows],
-        landmark_rows,
-    )
-    return list(map(Record._make, zip(*columns, strict=True)))
+    keys = {key: name for name, key in _keys(names).items()}
+    ordered = sorted(keys)
+    in_order = [keys[key] for key in ordered]
+    rows = zip(ordered, in_order, attributes.of(in_order), landmarks.of(in_order), partitions.of(in_order), strict=True)
+    return [
+        Record(
+            key,
+            name,
+            int(partition) if partition else None,
+            attributes.columns if values else (),
+            values,
+            points if places else (),
+            places,
+        )
+        for key, name, values, places, partition in rows
+    ]
 
 
 def _keys(names: Iterable[str]) -> dict[str, str]:
@@ -240,18 +188,12 @@ def _keys(names: Iterable[str]) -> dict[str, str]:
 
     Names whose keys would collide, and keys too long for a tar header, get eight digits of the name's hash.
     """
-    plain = {name: name.rsplit(".", 1)[0] for name in names}
-    if _NOT_IN_A_KEY.search("".join(plain.values())):
-        plain = {name: _NOT_IN_A_KEY.sub("_", stem) for name, stem in plain.items()}
-    uses = Counter(plain.values())
-    if len(uses) == len(plain) and max(map(len, uses), default=0) <= LONGEST_KEY:
-        return plain
-    keys = {}
-    for name, key in plain.items():
+    keys = {name: _NOT_IN_A_KEY.sub("_", name.rsplit(".", 1)[0]) for name in names}
+    uses = Counter(keys.values())
+    for name, key in keys.items():
         if uses[key] > 1 or len(key) > LONGEST_KEY:
             digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            key = f"{key[: LONGEST_KEY - 9]}-{digest}"
-        keys[name] = key
+            keys[name] = f"{key[: LONGEST_KEY - 9]}-{digest}"
     if len(set(keys.values())) < len(keys):
         twice, _ = Counter(keys.values()).most_common(1)[0]
         both = sorted(name for name, key in keys.items() if key == twice)

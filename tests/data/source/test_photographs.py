@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.common.errors import UserError
-from pipeline.data.source.celeba import open_source
+from pipeline.data.source.photographs import open_source
 
 FACES = Path(__file__).resolve().parents[4] / "shared" / "faces"
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
@@ -23,27 +23,22 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (24, 30)) -> Path
     return path
 
 
-def annotate(folder: Path, names: list[str]) -> None:
+def annotate(folder: Path, names: list[str], form: str = "txt") -> None:
+    """The three files, as CelebA has them or, as `csv`, the copy on Kaggle."""
+    tables = {
+        "list_attr_celeba": (["Male", "Young"], [(1 if i % 2 else -1, 1) for i in range(len(names))]),
+        "list_landmarks_align_celeba": (
+            ["lefteye_x", "lefteye_y", "nose_x", "nose_y"],
+            [(i, 2, 3, 4) for i in range(len(names))],
+        ),
+        "list_eval_partition": (["partition"], [(i % 3,) for i in range(len(names))]),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    rows = range(len(names))
-    attributes = "".join(f"{names[i]} {1 if i % 2 else -1}  1\n" for i in rows)
-    (folder / "list_attr_celeba.txt").write_text(f"{len(names)}\nMale Young\n{attributes}")
-    points = "".join(f"{names[i]} {i} 2   3 4\n" for i in rows)
-    header = "lefteye_x lefteye_y nose_x nose_y"
-    (folder / "list_landmarks_align_celeba.txt").write_text(f"{len(names)}\n{header}\n{points}")
-    (folder / "list_eval_partition.txt").write_text("".join(f"{names[i]} {i % 3}\n" for i in rows))
-
-
-def annotate_csv(folder: Path, names: list[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = range(len(names))
-    attributes = "".join(f"{names[i]},{1 if i % 2 else -1},1\r\n" for i in rows)
-    (folder / "list_attr_celeba.csv").write_text(f"image_id,Male,Young\r\n{attributes}")
-    points = "".join(f"{names[i]},{i},2,3,4\n" for i in rows)
-    header = "image_id,lefteye_x,lefteye_y,nose_x,nose_y"
-    (folder / "list_landmarks_align_celeba.csv").write_text(f"{header}\n{points}")
-    partition = "".join(f"{names[i]},{i % 3}\n" for i in rows)
-    (folder / "list_eval_partition.csv").write_text(f"image_id,partition\n{partition}")
+    for stem, (columns, rows) in tables.items():
+        head = "" if stem == "list_eval_partition" else f"{len(names)}\n{' '.join(columns)}\n"
+        between, head = (",", f"image_id,{','.join(columns)}\r\n") if form == "csv" else (" ", head)
+        lines = (between.join(map(str, (name, *row))) for name, row in zip(names, rows, strict=True))
+        (folder / f"{stem}.{form}").write_text(head + "".join(f"{line}\n" for line in lines))
 
 
 @pytest.fixture
@@ -74,13 +69,13 @@ def test_folder_records(celeba: Path) -> None:
     assert source.records[2].attributes == {"Male": -1, "Young": 1}
     assert source.records[5].landmarks == {"lefteye": [5, 2], "nose": [3, 4]}
     assert [record.partition for record in source.records] == [0, 1, 2, 0, 1, 2]
-    assert source.read(NAMES[3])[0] == (celeba / "img_align_celeba" / NAMES[3]).read_bytes()
+    assert source.read(NAMES[3]) == (celeba / "img_align_celeba" / NAMES[3]).read_bytes()
 
 
 def test_annotations_inside_the_zip(celeba: Path, tmp_path: Path) -> None:
     """As in Kaggle's download; those outside come first."""
     path = zipped(celeba, tmp_path / "elsewhere.zip", zipfile.ZIP_DEFLATED)
-    annotate_csv(tmp_path / "csv", NAMES)
+    annotate(tmp_path / "csv", NAMES, "csv")
     with zipfile.ZipFile(path, "a") as archive:
         for file in sorted((tmp_path / "csv").iterdir()):
             archive.write(file, file.name)
@@ -96,7 +91,7 @@ def test_annotations_inside_the_zip(celeba: Path, tmp_path: Path) -> None:
 
 
 def test_annotations_that_do_not_fit_are_not_passed_over(celeba: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    annotate_csv(celeba, NAMES[:4])
+    annotate(celeba, NAMES[:4], "csv")
     (celeba / "list_attr_celeba.txt").unlink()
     assert [bool(record.attributes) for record in open_source(celeba).records] == [True] * 4 + [False] * 2
     assert capsys.readouterr().err == f"{celeba / 'list_attr_celeba.csv'}: lists 4 of the 6 images\n"
@@ -138,7 +133,7 @@ def test_other_layouts(celeba: Path, tmp_path: Path) -> None:
 
     kaggle = tmp_path / "kaggle"
     shutil.copytree(images, kaggle / "img_align_celeba" / "img_align_celeba")
-    annotate_csv(kaggle, NAMES)
+    annotate(kaggle, NAMES, "csv")
     assert known(kaggle) == expected
     assert known(kaggle / "img_align_celeba") == expected
 
@@ -152,11 +147,14 @@ def test_other_layouts(celeba: Path, tmp_path: Path) -> None:
 
 def test_any_folder(tmp_path: Path) -> None:
     root = tmp_path / "photos"
-    for seed, name in enumerate(["one/a.b.JPG", "two/a.jpeg", "two/deep er/c.PNG", ".hidden/x.jpg", "__MACOSX/y.jpg"]):
+    for seed, name in enumerate(
+        ["one/a.b.JPG", "two/a.jpeg", "two/deep er/c.PNG", "d.webp", ".hidden/x.jpg", "__MACOSX/y.jpg"]
+    ):
         picture(root / name, seed)
     (root / "notes.txt").write_text("no image")
     source = open_source(root)
     assert {record.name: record.key for record in source.records} == {
+        "d.webp": "d",
         "one/a.b.JPG": "one_a_b",
         "two/a.jpeg": "two_a",
         "two/deep er/c.PNG": "two_deep_er_c",
@@ -191,10 +189,12 @@ def test_fingerprint_follows_content(celeba: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("list_attr_celeba.txt", "000003.jpg -1  1", "000003.jpg -1", "list_attr_celeba.txt:5: 2 values"),
+        ("list_attr_celeba.txt", "000003.jpg -1 1", "000003.jpg -1", "list_attr_celeba.txt:5: 2 values"),
         ("list_attr_celeba.txt", "000003.jpg -1", "000003.jpg yes", "list_attr_celeba.txt:5: whole numbers"),
-        ("list_attr_celeba.txt", "000006.jpg 1  1\n", "", "list_attr_celeba.txt:1: says '6' images, but 5"),
+        ("list_attr_celeba.txt", "000006.jpg 1 1\n", "", "list_attr_celeba.txt:1: says '6' images, but 5"),
         ("list_attr_celeba.txt", "000003.jpg", "000002.jpg", "list_attr_celeba.txt:5: 000002.jpg is listed twice"),
+        ("list_attr_celeba.txt", "000003.jpg -1", f"000003.jpg {'9' * 400}", "list_attr_celeba.txt:5: numbers up to"),
+        ("list_attr_celeba.txt", "Male Young", "Male Male", "list_attr_celeba.txt: the column 'Male' is there twice"),
         ("list_landmarks_align_celeba.txt", "nose_y", "nose", "pairs NAME_x NAME_y"),
         ("list_eval_partition.txt", "000002.jpg 1", "000002.jpg 7", "000002.jpg: partition must be 0, 1 or 2, not 7"),
     ],
@@ -212,7 +212,7 @@ def test_malformed_annotations(celeba: Path, file: str, old: str, new: str, mess
 @pytest.mark.parametrize(("found", "ending"), [("007", "\n"), ("+7", "\n"), ("7", "\r\n"), ("7", "\n\n"), ("-0", "\n")])
 def test_numbers_of_odd_form(celeba: Path, found: str, ending: str) -> None:
     path = celeba / "list_attr_celeba.txt"
-    content = path.read_text().replace("000003.jpg -1  1\n", f"000003.jpg {found}\t1 {ending}")
+    content = path.read_text().replace("000003.jpg -1 1\n", f"000003.jpg {found}\t1 {ending}")
     path.write_bytes(content.encode())
     record = open_source(celeba).records[2]
     assert record.attributes == {"Male": int(found), "Young": 1}
@@ -233,7 +233,7 @@ def test_bad_sources(celeba: Path, tmp_path: Path) -> None:
     damaged = bytearray(whole)
     damaged[whole.index(b"\xff\xd8") + 100] ^= 1
     archive.write_bytes(damaged)
-    with pytest.raises(OSError, match="CRC32"):
+    with pytest.raises(OSError, match="CRC-32"):
         open_source(archive).read(NAMES[0])
 
 
@@ -246,4 +246,4 @@ def test_real_faces() -> None:
     assert (first.key, first.name, first.partition) == ("000001", "000001.jpg", 0)
     assert first.attributes == {"Male": 1, "Young": -1}
     assert first.landmarks["lefteye"] == [52, 37] and len(first.landmarks) == 5
-    assert source.read(first.name)[0][:2] == b"\xff\xd8"
+    assert source.read(first.name)[:2] == b"\xff\xd8"

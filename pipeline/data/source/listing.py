@@ -1,0 +1,134 @@
+"""The image and annotation files in a folder or a zip: their list, and the bytes of one."""
+
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.common.errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_FILE_BYTES = 2**28
+"""Larger files are not read: a zip of a megabyte may claim gigabytes, and no image that we take needs more."""
+
+_ROOTED = re.compile(r"\A(\.?/)+")  # of paths like /a.jpg and ./a.jpg
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
+"""What `zipfile` raises on damaged and odd zips; RuntimeError includes NotImplementedError."""
+
+
+class File(NamedTuple):
+    """A file: its path in the folder or the zip, its size in bytes and, in a zip, its CRC32 and name there."""
+
+    path: str
+    size: int
+    crc32: int = 0
+    member: str = ""
+
+
+def is_image(path: str) -> bool:
+    """Whether a path has an image's ending, and no hidden or `__MACOSX` folder in it."""
+    return path.lower().endswith(SUFFIXES) and not is_hidden(path)
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a path is of the kind that people do not see."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def list_folder(folder: Path) -> list[File]:
+    """The images below a folder; links to folders are not followed.
+
+    Raises:
+        UserError: a folder cannot be listed, or an image is missing or no file.
+    """
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from None
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        relative = os.path.relpath(parent, folder)
+        for name in filter(is_image, names):
+            path = os.path.join(parent, name)
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}; a broken link?") from None
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path}: not a file; move it away")
+            files.append(File(name if relative == "." else f"{relative}/{name}", status.st_size))
+    return files
+
+
+def list_zip(path: Path, wanted: Callable[[str], bool]) -> list[File]:
+    """The files in a zip whose path is `wanted`.
+
+    Raises:
+        UserError: the zip is damaged, has two files of one name, or one that is encrypted or of an unknown compression.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+    except _ZIP_ERRORS as error:
+        raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
+    files = []
+    for member in members:
+        file = File(_ROOTED.sub("", member.filename), member.file_size, member.CRC, member.filename)
+        if not wanted(file.path):
+            continue
+        if member.flag_bits & 1 or member.compress_type not in _METHODS:
+            raise UserError(f"{path}: {file.path}: encrypted or of an unknown compression; unpack the zip first")
+        files.append(file)
+    names = Counter(file.path for file in files)
+    if len(names) < len(files):
+        twice = names.most_common(1)[0][0]
+        raise UserError(f"{path}: {twice} is in it twice; a damaged list, or a zip to be made anew")
+    return files
+
+
+class FileReader:
+    """Reads the files of a folder or a zip.
+
+    Picklable, and safe to inherit by fork: each process opens the zip itself, as positions in it are not shared.
+    """
+
+    def __init__(self, location: Path) -> None:
+        self.location = location
+        self._is_zip = location.is_file()
+        self._archive: zipfile.ZipFile | None = None
+        self._process = 0
+
+    def read(self, file: File) -> bytes:
+        """The bytes of one file.
+
+        Raises:
+            OSError: it cannot be read, is damaged inside the zip, or is larger than listed or than `MAX_FILE_BYTES`.
+        """
+        if file.size > MAX_FILE_BYTES:
+            raise OSError(f"{file.size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        if not self._is_zip:
+            return (self.location / file.path).read_bytes()
+        try:
+            if self._archive is None or self._process != os.getpid():
+                self._archive, self._process = zipfile.ZipFile(self.location), os.getpid()
+            # It compares the name in front of the file with the list's, and the CRC32 at the end.
+            with self._archive.open(file.member) as stream:
+                data = stream.read(file.size)
+        except KeyError:
+            raise OSError("no longer in the zip") from None
+        except _ZIP_ERRORS as error:
+            raise OSError(f"damaged in the zip ({error})") from None
+        if len(data) != file.size:
+            raise OSError("damaged in the zip (shorter than its list says)")
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_archive": None}
