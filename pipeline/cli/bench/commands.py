@@ -1,4 +1,4 @@
-"""What this machine gives, beside its limit."""
+"""`latentfuse bench`: what this machine reaches, beside its limit."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def loader(
     images: Annotated[int, typer.Option(min=1, help="Images to read in each of five rounds.")] = 1000,
     as_json: AsJson = False,
 ) -> None:
-    """Time the loader and data.cache beside the bare decoder and plain webdataset."""
+    """Time the loader beside the bare decoder and plain webdataset."""
     resolved = configuration(config, overrides)
     with importing():
         from pipeline.cli.bench import loading
