@@ -3,24 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A worker for each processor, but not so many that tests of several processes stand in each other's way.
+PARALLEL := --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-.PHONY: demo test test-slow test-faults test-gpu bench lint format clean
+.PHONY: demo test test-slow test-faults test-gpu mutants bench lint format clean
 
 demo: $(READY)
 	$(BIN)/latentfuse run --config configs/demo.yaml
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not faults and not gpu"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not faults and not gpu"
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
-# Kill -9, full disks, lost ranks and lost nodes, by the hundred.
+# Kill -9, full disks, lost ranks and lost nodes, by the hundred; `make test` has one of each kind.
 test-faults: $(READY)
-	$(BIN)/pytest -m faults -rs
+	$(BIN)/pytest $(PARALLEL) -m faults -rs
 
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu -rs
+
+# One-line faults at core places, one at a time, in a copy: names those that no test notices.
+mutants: $(READY)
+	$(BIN)/python benchmarks/mutants.py
 
 # Images per second of both stages at the demo's size.
 bench: $(READY)

@@ -23,8 +23,8 @@ from pipeline.config.load import load
 from pipeline.config.schema import LAYERS, STYLE_LAYERS, SpeedConfig
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.models import losses
-from pipeline.models.losses import NOT_METHODS
-from pipeline.training.context import Setup
+from pipeline.models.extra_losses import EXTRA_TERMS
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 
 FLOAT64_IMAGES = 8
@@ -40,19 +40,19 @@ class LiteralStage:
 
     name = "literal"
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup, self.fusion = setup, FusionStage(setup, setup.config.run_dir)
+    def __init__(self, context: Context) -> None:
+        self.context, self.fusion = context, FusionStage(context, context.config.run_dir)
         self.model, self.critic = self.fusion.average.trained, self.fusion.critic
-        adam = setup.config.optimizer.model_copy(update={"fused": False})
+        adam = context.config.optimizer.model_copy(update={"fused": False})
         self.optimizers = {
-            "autoencoder": setup.runtime.optimizer(self.model, adam),
-            "discriminator": setup.runtime.optimizer(self.critic, adam),
+            "autoencoder": context.runtime.optimizing.adam(self.model, adam),
+            "discriminator": context.runtime.optimizing.adam(self.critic, adam),
         }
-        self.weights = setup.config.loss_weights.model_dump(exclude=set(NOT_METHODS))
+        self.weights = context.config.loss_weights.model_dump(exclude=set(EXTRA_TERMS))
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """On the one micro-batch as A and, in the reverse order, as B."""
-        runtime = self.setup.runtime
+        runtime = self.context.runtime
         a, lambda_, position = self.fusion.inputs(step, batch)[0]
         b = a.flip(0)
         with runtime.autocast():
@@ -85,25 +85,25 @@ class LiteralStage:
         return means
 
     def _apply(self, name: str, module: nn.Module, loss: Tensor) -> None:
-        self.setup.runtime.backward(loss)
+        self.context.runtime.optimizing.backward(loss)
         self.optimizers[name].step()
         module.zero_grad()
 
 
-def errors(setup: Setup) -> dict[str, float]:
+def errors(context: Context) -> dict[str, float]:
     """Relative errors of the first fusion step against the same step in float64, without any lever of `speed`.
 
     Returns:
         Of every loss term; and of each optimizer's gradients, the norm of the difference over the norm. Infinite
         if a scaled gradient overflowed.
     """
-    torch.manual_seed(setup.config.seed)
-    first = bench.random_batch(setup.order, setup.config.data.image_size)[0]
-    images, start = first.images[:FLOAT64_IMAGES], first.place.start
+    torch.manual_seed(context.config.seed)
+    first = bench.random_batch(context.order, context.config.data.image_size)[0]
+    images, start = first.images[:FLOAT64_IMAGES], first.span.start
     batch = [MicroBatch(images, slice(start, start + len(images)))]
-    stage = FusionStage(setup, setup.config.run_dir)
-    with _plain_float64(setup):
-        reference = FusionStage(setup, setup.config.run_dir)
+    stage = FusionStage(context, context.config.run_dir)
+    with _plain_float64(context):
+        reference = FusionStage(context, context.config.run_dir)
         for ours, theirs in (
             (stage.average.trained, reference.average.trained),
             (stage.critic, reference.critic),
@@ -120,9 +120,9 @@ def errors(setup: Setup) -> dict[str, float]:
 
 
 @contextmanager
-def _plain_float64(setup: Setup) -> Iterator[None]:
+def _plain_float64(context: Context) -> Iterator[None]:
     """What is built in this block computes in float64, also under autocast, which leaves float64 as it is."""
-    runtime = setup.runtime
+    runtime = context.runtime
     before = runtime.speed, runtime.memory_format, torch.get_default_dtype()
     runtime.speed, runtime.memory_format = SpeedConfig(compile="no"), torch.contiguous_format
     torch.set_default_dtype(torch.float64)
@@ -171,17 +171,17 @@ def measure(options: argparse.Namespace) -> None:
     if options.literal:
         if config.training.global_batch_size != config.training.micro_batch_size:
             raise UserError("--literal: training.global_batch_size and training.micro_batch_size must be equal")
-        only_the_papers = config.loss_weights.model_copy(update=dict.fromkeys(NOT_METHODS, 0.0))
+        only_the_papers = config.loss_weights.model_copy(update=dict.fromkeys(EXTRA_TERMS, 0.0))
         config = config.model_copy(update={"loss_weights": only_the_papers})
-    setup = bench.random_setup(config)
-    found = errors(setup) if options.check else {}
-    report = bench.measure(setup, options.steps, options.profile)
+    context = bench.without_data(config)
+    found = errors(context) if options.check else {}
+    report = bench.measure(context, options.steps, options.profile)
     assert report is not None, "there is one process"
     lines = []
     if options.literal:
         ours = report.speeds[-1]
         literal = bench.speed(
-            lambda: LiteralStage(setup), setup, report.steps, ours.matrix_flop_per_second, ours.flop_per_image
+            lambda: LiteralStage(context), context, report.steps, ours.matrix_flop_per_second, ours.flop_per_image
         )
         report = replace(report, speeds=(*report.speeds, literal))
         ratio = literal.seconds_per_step / ours.seconds_per_step

@@ -1,15 +1,18 @@
 """latentfuse: distributed training of element-wise latent fusion of face images.
 
-`load_bundle` is the door for users of a trained model; everything else is reached through the command line
-or by importing the module that holds it. Importing this package costs nothing: torch is imported on first use.
+`load_bundle` is the door for users of a trained model, `losses` and `latents` are the method's equations; everything
+else is reached through the command line or by importing the module that holds it. Importing this package costs
+nothing: torch is imported on first use.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.inference.bundle import load_bundle
+    from pipeline.models import latents, losses
 
-__all__ = ["load_bundle"]
+__all__ = ["latents", "load_bundle", "losses"]
 __version__ = "0.1.0"
 
 
@@ -18,4 +21,6 @@ def __getattr__(name: str) -> Any:
         from pipeline.inference.bundle import load_bundle
 
         return load_bundle
+    if name in ("latents", "losses"):
+        return importlib.import_module(f"pipeline.models.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

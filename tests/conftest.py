@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 
+import forking
 import pytest
 from running import Trained, make_trained
 
@@ -23,3 +24,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A tiny run that is done, for tests that only read it."""
     return make_trained(tmp_path_factory.mktemp("trained"))
+
+
+def pytest_sessionfinish() -> None:
+    forking.kill_all()

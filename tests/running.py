@@ -3,14 +3,17 @@
 import contextlib
 import io
 import os
+import random
 import resource
+import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest import mock
 
 import numpy as np
@@ -24,13 +27,15 @@ from pipeline.cli import app as cli
 from pipeline.cli import workflow
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
-from pipeline.data.loading.loader import MicroBatch, micro_batches
+from pipeline.data.loading.loader import MicroBatch
 from pipeline.data.shards.writing import write_shards
-from pipeline.training import checkpoint
-from pipeline.training import context as setup
+from pipeline.training import checkpoint, context
 from pipeline.training.runtime import Runtime
 
 torch.set_num_threads(1)  # networks this small only lose by more
+
+PATIENCE = 300.0
+"""Seconds to wait for what should come at once. A busy machine may take long; only a failure takes all of them."""
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRAIN, TEST = 10, 4
@@ -129,7 +134,7 @@ def latentfuse(*arguments: object) -> Result:
     code = 0
     AcceleratorState._reset_state(True)  # each command believes to be the first
     with (
-        mock.patch.object(setup, "CALIBRATION_IMAGES", 8),
+        mock.patch.object(context, "CALIBRATION_IMAGES", 8),
         mock.patch.object(sys, "argv", ["latentfuse", *map(str, arguments)]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(errors),
@@ -141,12 +146,23 @@ def latentfuse(*arguments: object) -> Result:
     return Result(code, out.getvalue(), errors.getvalue())
 
 
+class Process(Protocol):
+    """A subprocess, or a command that was forked (see forking.py); the leader of a process group of its own."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> Any: ...
+    def poll(self) -> int | None: ...
+    def communicate(self, *, timeout: float | None = None) -> tuple[str, str]: ...
+
+
 def start(
-    *arguments: object, module: tuple[str, ...] = ("-m", "pipeline"), **variables: str
+    *arguments: object, module: tuple[str, ...] = ("-m", "pipeline"), before: tuple[str, ...] = (), **variables: str
 ) -> "subprocess.Popen[str]":
-    """The command line as a process of its own, in a process group of its own."""
+    """A command as a user starts it. Importing everything takes seconds: `forking.start_command` does not need them."""
     return subprocess.Popen(
-        [sys.executable, *module, *map(str, arguments)],
+        [*before, sys.executable, *module, *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         stdout=subprocess.PIPE,
@@ -156,31 +172,61 @@ def start(
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 120) -> Result:
-    out, errors = process.communicate(timeout=seconds)
+def accelerate_launch(*arguments: object, port: object, machines: int = 1, **options: Any) -> "subprocess.Popen[str]":
+    """The command line on two ranks, by accelerate's launcher; `options` as of `start`."""
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", f"--num_machines={machines}"]
+    more = [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
+    more += [f"--{name}={options.pop(name)}" for name in ("machine_rank", "main_process_ip") if name in options]
+    return start("-m", "pipeline", *arguments, module=(*launcher, *more), **options)
+
+
+def finish(process: Process, seconds: float = PATIENCE) -> Result:
+    """What became of it, once it has ended."""
+    try:
+        out, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"still running after {seconds} s: {process.communicate()}") from None
     return Result(process.returncode, out, errors)
 
 
-def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str]", seconds: float = 60) -> None:
-    """Until `condition` holds; fails if `process` ends before."""
+def wait_for(condition: Callable[[], object], process: Process | None = None, seconds: float = PATIENCE) -> None:
+    """Until `condition` holds; fails if `process` ends without that."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
+    while True:
+        ended = process is not None and process.poll() is not None
+        if condition():
+            return
+        assert not ended, process and process.communicate()
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, though its parent may not have asked how."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 def gone(pid: int) -> bool:
     """Whether a process ends soon, or has."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
+    wait_for(lambda: is_gone(pid))
+    return True
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def free_port() -> int:
+    """Below the ports that Linux hands out itself: no connection of another test takes it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def listing(folder: Path) -> set[str]:
@@ -200,14 +246,14 @@ def new_runtime(config: Config) -> Runtime:
     return Runtime(config.training, config.speed)
 
 
-def new_setup(config: Config) -> setup.Setup:
+def new_setup(config: Config) -> context.Context:
     """What stages are built on, as the commands do."""
     return workflow._setup(config, new_runtime(config))
 
 
-def batch_of(made: setup.Setup, step: int) -> list[MicroBatch]:
+def batch_of(made: context.Context, step: int) -> list[MicroBatch]:
     """The micro-batches of one step, from 0."""
-    return next(micro_batches(made.train, made.order, step, step + 1))
+    return next(made.train.micro_batches(made.order, step, step + 1))
 
 
 def leaves(value: Any, path: str = "") -> dict[str, Any]:

@@ -75,7 +75,7 @@ def features(
 
     perceptual = config.validate({"perceptual": {"arch": arch, "weights": weights}}, "features").perceptual
     with importing():
-        from pipeline.evaluation.feature_maps import feature_maps
+        from pipeline.evaluation.figures import feature_maps
         from pipeline.inference import fuse as fusing
 
     fusing.save(feature_maps(image, perceptual), out)

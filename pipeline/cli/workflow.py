@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from PIL.Image import Resampling
 from pipeline.common.devices import slow_precision
 from pipeline.common.errors import LostRank, UserError
 from pipeline.config.schema import Config
-from pipeline.data.loading import cache
 from pipeline.data.loading.loader import FaceImages
 from pipeline.data.loading.streaming import StreamedFaces
 from pipeline.data.shards.format import PLAN, load_manifest
@@ -21,7 +19,7 @@ from pipeline.evaluation.report import VERSION, as_table, evaluate
 from pipeline.inference import bundle as bundles
 from pipeline.inference import fuse
 from pipeline.training import checkpoint, loop
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.export import export_bundle, provenance
 from pipeline.training.fusion import FusionStage
 from pipeline.training.heartbeat import leave
@@ -78,7 +76,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     with ExitStack() as stack:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
         runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
-        with runtime.ranks.losses_named():  # before the status is told
+        with runtime.ranks.lost_ranks_named():  # before the status is told
             try:
                 yield runtime
             except torch.OutOfMemoryError:
@@ -116,27 +114,20 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
 
 def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
     setup = _setup(config, runtime)
-    loop.run(FusionStage(setup, pretrained or loop.checkpoint_folder(config, "pretrain").parent), setup)
+    loop.run(FusionStage(setup, pretrained or config.run_dir / "pretrain"), setup)
 
 
-def _setup(config: Config, runtime: Runtime) -> Setup:
+def _setup(config: Config, runtime: Runtime) -> Context:
     train, held_out = runtime.ranks.together(lambda: _open_shards(config))
     expected = runtime.ranks.on_main(lambda: train.content_hash)
     runtime.ranks.together(lambda: _check_same_data(train, expected))
-    if isinstance(train, FaceImages) and config.data.cache != "none":
-        runtime.ranks.together(lambda: _at_once(partial(_hold, train), config, runtime))
     torch.manual_seed(config.seed)  # the initial weights, alike on every rank; nothing later draws from it
-    return Setup(config, runtime, train, held_out)
+    return Context(config, runtime, train, held_out)
 
 
 def _check_same_data(train: FaceImages | StreamedFaces, expected: str) -> None:
     if train.content_hash != expected:
         raise UserError(f"{train.name}: other training data than rank 0 has there; bring this node's up to date")
-
-
-def _hold(train: FaceImages, config: Config, runtime: Runtime) -> None:
-    assert config.data.cache != "none", "the caller asks"
-    cache.hold(train, config.data.cache, config.cache_dir, runtime.device)
 
 
 def _open_shards(config: Config) -> tuple[FaceImages | StreamedFaces, FaceImages]:
@@ -195,7 +186,7 @@ def _finish(config: Config, runtime: Runtime) -> None:
         "strip": config.run_dir / "strip.png",
         "TensorBoard": config.run_dir / "tensorboard",
     }
-    found = checkpoint.find(loop.checkpoint_folder(config, "train"))
+    found = checkpoint.find(checkpoint.folder_of(config.run_dir, "train"))
     if _trained(made["bundle"]) != provenance(found):
         export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)

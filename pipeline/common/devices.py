@@ -48,6 +48,7 @@ def slow_precision(device: str, precision: str) -> str | None:
     A processor without such instructions computes bf16 one number at a time.
     """
     on_cpu = device == "cpu" or not torch.cuda.is_available()
+    # A private name: torch has no public one for what its CPU kernels support.
     if precision != "bf16" or not on_cpu or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return "training.mixed_precision: this processor has no bf16, and computes it many times as slowly as no; use no"

@@ -1,10 +1,11 @@
-"""Files that are either whole or not there: temporary name, fsync, rename, fsync of the folder."""
+"""Files and folders that are either whole or not there: temporary name, fsync, rename, fsync of the parent folder."""
 
 import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,30 @@ def replacing(path: Path, *, flush: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     if flush:
         fsync(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path` for files; once the block has succeeded, flush it and put it in `path`'s place.
+
+    Whatever goes wrong in the block, `path` is untouched and the new folder is gone.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    try:
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for written in temporary.iterdir():
+            fsync(written)
+        fsync(temporary)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        fsync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,44 +1,41 @@
 """Tasks on several processes that stop at once: on a signal, on an error, and when the parent is killed.
 
-A signal to the whole group, as Ctrl-C and SLURM send it, is for the parent: workers ignore it, and end when the parent
-tells them through a pipe. A pipe, because a worker that is killed may take the lock of an Event with it.
+A signal to the whole group, as Ctrl-C and SLURM send it, is for the parent: workers ignore it, and the parent stops
+them by a signal of its own. Each has a pipe to itself, so one that is killed leaves no lock behind.
 """
 
+import ctypes
 import gc
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-import time
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pipeline.common.errors import UserError
 
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-IDLE_SECONDS = 1.0
-"""How long a worker that was told to stop waits for the executor to end it, before it ends itself."""
+STOP = signal.SIGUSR2
+"""What the parent sends to a worker that is to stop; nobody else sends it."""
+STOP_SECONDS = 10.0
+"""How long a worker may take to stop before it is killed."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: which signal a process gets when its parent ends."""
 
-ASKING_SECONDS = 0.02
-"""How often a worker looks whether it was told to stop."""
 
-_worker: dict[str, Any] = {}
-
-
-class Stopped(Exception):
-    """The parent has asked this worker to stop."""
+class Stopped(BaseException):
+    """The parent has asked this worker to stop. Not an Exception: it is raised inside libraries, too."""
 
 
 def default_workers() -> int:
@@ -46,20 +43,16 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stoppable(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield `items`; in a worker, raise `Stopped` as soon as the parent wants no more."""
-    stop: Connection | None = _worker.get("stop")
-    if stop is None:
-        yield from items
-        return
-    asked = 0.0
-    for item in items:
-        # Asking takes as long as a tenth of a small image.
-        if time.monotonic() - asked > ASKING_SECONDS:
-            if stop.poll():
-                raise Stopped
-            asked = time.monotonic()
-        yield item
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when `parent` ends, on Linux; elsewhere nothing happens.
+
+    Exactly: when the thread that forked it ends. Ours fork from the main thread.
+    """
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended before
+            os._exit(1)
 
 
 def run_tasks(
@@ -68,8 +61,8 @@ def run_tasks(
     """Yield `function(shared, task)` for every task, as they finish.
 
     Args:
-        function: a module's function; a long one iterates through `stoppable`.
-        shared: sent to each worker once, as the tasks are: forked workers have them for nothing.
+        function: a module's function. In a worker it may be stopped anywhere by `Stopped`.
+        shared: sent to each worker once, as the tasks are; forked workers share the parent's memory.
         workers: processes; 1 runs the tasks here, None takes every processor.
 
     Raises:
@@ -80,60 +73,88 @@ def run_tasks(
         for task in tasks:
             yield function(shared, task)
         return
-    # Workers use no thread or GPU context of the parent, so fork is safe; and it shares a large source for nothing.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    stop, stopper = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start, initargs=(function, shared, tasks, stop)
-    )
+    pool: dict[Connection, BaseProcess] = {}
+    todo = iter(range(len(tasks)))
     try:
         with signals_held():
-            futures = [executor.submit(_call, number) for number in range(len(tasks))]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool:
+            for _ in range(workers):
+                connection, worker = _started(function, shared, tasks)
+                pool[connection] = worker
+                connection.send(next(todo))
+        busy = list(pool)
+        while busy:
+            for ready in wait(busy):
+                connection = cast(Connection, ready)
+                result = _received(connection)
+                if (number := next(todo, None)) is None:
+                    busy.remove(connection)
+                else:
+                    connection.send(number)
+                yield result
+    finally:
+        with signals_held():
+            _stop(pool.values())
+            for connection in pool:
+                connection.close()
+
+
+def _started(function: Callable[..., Any], shared: Any, tasks: Sequence[Any]) -> tuple[Connection, BaseProcess]:
+    # Workers use no thread or GPU context of the parent, so fork is safe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    ours, theirs = context.Pipe()
+    worker = context.Process(target=_work, args=(theirs, os.getpid(), function, shared, tasks), daemon=True)
+    worker.start()
+    theirs.close()  # so that its end is seen when the worker is killed
+    return ours, worker
+
+
+def _received(connection: Connection) -> Any:
+    try:
+        result, error = connection.recv()
+    except (EOFError, ConnectionResetError):
         raise UserError(
             "a worker process was killed, perhaps for want of memory; run again with fewer workers"
         ) from None
-    finally:
-        with signals_held(), stop, stopper:
-            stopper.send(None)  # never received: it stays there for every worker to see
-            executor.shutdown(wait=True, cancel_futures=True)
+    if error is not None:
+        raise error
+    return result
 
 
-def _start(function: Callable[[Any, Any], Any], shared: Any, tasks: Sequence[Any], stop: Connection) -> None:
+def _stop(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive() and worker.pid is not None:
+            os.kill(worker.pid, STOP)
+    for worker in workers:
+        worker.join(STOP_SECONDS)
+        worker.kill()
+        worker.join(STOP_SECONDS)
+
+
+def _work(connection: Connection, parent: int, function: Callable[..., Any], shared: Any, tasks: Sequence[Any]) -> None:
+    """What a worker does: it takes numbers of tasks and gives their results, until it is stopped."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    gc.freeze()  # what the parent has made is no garbage of this worker's
-    _worker.update(function=function, shared=shared, tasks=tasks, stop=stop, busy=threading.Lock())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(STOP, _raise_stopped)
+    end_with_parent(parent)
+    gc.freeze()  # what the parent has made is not this worker's garbage
+    try:
+        while True:
+            number = connection.recv()
+            outcome: tuple[Any, Exception | None]
+            try:
+                outcome = function(shared, tasks[number]), None
+            except Exception as error:
+                if not isinstance(error, UserError | OSError):
+                    error.add_note(f"In a worker:\n{traceback.format_exc()}")
+                outcome = None, error
+            connection.send(outcome)
+    except (Stopped, EOFError, BrokenPipeError):
+        return
 
 
-def _call(number: int) -> Any:
-    with _worker["busy"]:
-        return _worker["function"](_worker["shared"], _worker["tasks"][number])
-
-
-def end_tools(worker: int) -> None:
-    """Kill what a worker has started, each the leader of a process group: it would outlive a worker that is killed."""
-    with suppress(OSError):  # a kernel that does not tell
-        for tool in Path(f"/proc/{worker}/task/{worker}/children").read_text().split():
-            with suppress(ProcessLookupError):
-                os.killpg(int(tool), signal.SIGKILL)
-
-
-def _end_with_parent() -> None:
-    """End this worker when the parent is gone; or when it said stop, but the executor cannot end an idle worker.
-
-    After a worker was killed, the executor's queues may be locked for ever, and its SIGTERM is ignored.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "only workers run this"
-    wait([parent.sentinel, _worker["stop"]])
-    while not wait([parent.sentinel], timeout=IDLE_SECONDS) and _worker["busy"].locked():
-        end_tools(os.getpid())  # it may wait for one that has stalled
-    end_tools(os.getpid())
-    os._exit(1)
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    signal.signal(STOP, signal.SIG_IGN)  # what is cleaned up is not disturbed
+    raise Stopped
 
 
 @contextmanager

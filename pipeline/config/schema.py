@@ -49,11 +49,6 @@ class DataConfig(Section):
     """Mirror every training image with probability 1/2."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per rank; 0 decodes in the training process."""
-    cache: Literal["none", "disk", "device"] = "none"
-    """Decode every training image once and keep the pixels: `disk` in a file that all ranks of a node map, `device`
-    in the memory of each GPU, from that file if there is one. The same training, sooner; see docs/data.md for sizes."""
-    cache_dir: Path | None = None
-    """Folder of the file; a node's own disk is best. null: `cache` inside `run_dir`."""
     max_bad_samples: Annotated[int, Field(ge=0)] = 0
     """Photographs in the shards that each rank may find unreadable, and replace by the next one, before it stops."""
     stream: str | None = None
@@ -65,8 +60,6 @@ class DataConfig(Section):
             raise ValueError(f"image_size: {self.image_size} is not a power of two from 32 to 4096; try 64, 128 or 256")
         if self.stream is not None and self.source is not None:
             raise ValueError("stream: trains from tars as they are; leave out data.source, or shard it first")
-        if self.stream is not None and self.cache != "none":
-            raise ValueError(f"cache: {self.cache} needs shards at hand; set none, or stage instead of data.stream")
         return self
 
 
@@ -81,9 +74,9 @@ class ModelConfig(Section):
     """Of E and G. `plain` is the paper's; `residual` adds a shortcut without parameters past each block."""
     norm: Norm = "batch"
     """Of E and G. `batch` is the paper's; `residual` blocks do better with `none`."""
-    structure: Literal["channels", "bands", "pyramid"] = "channels"
-    """What an element is (docs/method.md). `channels`: a group of them, the paper's. `bands`: a spatial band of the
-    latent. `pyramid`: groups of channels, of which 5 draws the layout and 4 the detail; 1, 2, 3 set their contrasts."""
+    structure: Literal["channels", "pyramid"] = "channels"
+    """What an element is (docs/method.md). `channels`: a group of them, the paper's. `pyramid`: groups of
+    channels, of which 5 draws the layout and 4 the detail; 2 and 3 set their contrast, 1 the level."""
     refinement: bool = False
     """Of a `pyramid`: a small U-Net on the features that its elements are put together to."""
     discriminator_norm: Norm = "layer"
@@ -189,7 +182,7 @@ def _yaml_no(value: Any) -> Any:
 
 
 class SpeedConfig(Section):
-    """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused and data.cache."""
+    """How the same numbers, up to rounding, are computed sooner. See also optimizer.fused."""
 
     channels_last: bool | None = None
     """Channels innermost, as tensor cores want them; null: on GPUs, and on CPUs in P alone (D's penalty loses)."""
@@ -295,10 +288,6 @@ class Config(Section):
     @property
     def shards_dir(self) -> Path:
         return self.data.shards or self.run_dir / "shards"
-
-    @property
-    def cache_dir(self) -> Path:
-        return self.data.cache_dir or self.run_dir / "cache"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as YAML and JSON hold them."""

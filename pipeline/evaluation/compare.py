@@ -112,10 +112,10 @@ def _with_rows(section: str, some: Rows, others: Rows, seed: int) -> Iterator[di
         if values[0][name].ndim > 1:
             continue
         ends = interval(drawn[1][name] - drawn[0][name])
-        for place in np.ndindex(values[0][name].shape):
-            label = f"{section} {name}" + "".join(f" {index + 1}" for index in place)
-            a, b = (float(each[name][place]) for each in values)
-            yield _line(label, a, b) | {"interval": plain(ends[(slice(None), *place)])}
+        for index in np.ndindex(values[0][name].shape):
+            label = f"{section} {name}" + "".join(f" {each + 1}" for each in index)
+            a, b = (float(each[name][index]) for each in values)
+            yield _line(label, a, b) | {"interval": plain(ends[(slice(None), *index)])}
 
 
 def _without_rows(section: str, some: dict[str, Any], others: dict[str, Any]) -> Iterator[dict[str, Any]]:

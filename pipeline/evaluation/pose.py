@@ -21,7 +21,7 @@ FEWEST_IN_BIN = 2
 def yaw(landmarks: Mapping[str, Sequence[float]]) -> float:
     """How far a face is turned: (nose - middle of the eyes) / distance of the eyes, across; 0 ahead, > 0 to the right.
 
-    NaN where a landmark is missing, or the eyes are in one place or change sides.
+    NaN where a landmark is missing, or the eyes coincide or change sides.
     """
     try:
         left, right, nose = (float(landmarks[name][0]) for name in ("lefteye", "righteye", "nose"))
@@ -54,9 +54,8 @@ def pose_statistics(means: Rows) -> Rows:
     found: Rows = {}
     for name, values in means.items():
         if name != "inside":
-            within = values / inside
-            near, far = within[..., 0], within[..., -1]
-            found[name] = within
+            found[name] = values / inside
+            near, far = found[name][..., 0], found[name][..., -1]
             found |= {f"{name}_far_less_near": far - near} if name == "ghost" else {f"{name}_far_over_near": far / near}
     return found
 
@@ -69,7 +68,7 @@ def pose(
     Args:
         differences: (n,) |yaw of A - yaw of B|, NaN where unknown.
         tables: name -> rows of the first of these pairs.
-        fused: what the eye sees of the first pairs' C; with `train`, kernel distances of each bin.
+        fused, train: features (n, D) of the first pairs' C and of training images, for a kernel distance of each bin.
 
     Returns:
         The section, or {"left_out": why} where too few differences are known; and the rows of `pose.<table>`.
@@ -87,7 +86,7 @@ def pose(
             section[name] = summarised(binned, pose_statistics, seed, pairs=True)
             rows[f"pose.{name}"] = binned
     if train is not None:
-        crowds = [fused[torch.from_numpy(bins[: len(fused)] == number)] for number in range(BINS)]
-        distances = np.array([kernel(train, crowd, seed)[0] for crowd in crowds])
+        of_bins = [fused[torch.from_numpy(bins[: len(fused)] == number)] for number in range(BINS)]
+        distances = np.array([kernel(train, features, seed)[0] for features in of_bins])
         section["KID"] = {"KID": plain(distances), "KID_far_less_near": plain(distances[-1] - distances[0])}
     return section, rows

@@ -1,4 +1,4 @@
-"""How close fused faces are, as a crowd, to the training images: Frechet and kernel distances of features."""
+"""FID and KID: Frechet and kernel distances of features between generated images and training images."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.utilities.imports import _TORCH_FIDELITY_AVAILABLE
 
 from pipeline.config.schema import LAYERS
-from pipeline.data import images as pixels
+from pipeline.data.images import to_uint8
 from pipeline.evaluation.statistics import plain
 from pipeline.measures.distances import named
 from pipeline.models import losses
@@ -22,47 +22,48 @@ INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 """The file in torch's cache that torch-fidelity, on which torchmetrics' Inception rests, downloads."""
 KERNEL_SUBSETS, KERNEL_SIZE = 50, 100
 FEWEST = 8
-"""Images of a crowd below which its kernel distance is left out."""
+"""With fewer images a kernel distance is left out."""
 
 
-class Eye(NamedTuple):
-    """What sees the images of a crowd."""
+class FeatureExtractor(NamedTuple):
+    """Feature extractor for FID and KID."""
 
     name: str
     maps: Callable[[Tensor, list[Tensor] | None], Tensor]
     """Images (B, 3, S, S) in [-1, 1] and, where they are at hand, P's features of them -> (B, D, h, w)."""
     scaled: bool
-    """Whether features are to be divided by their root mean square over training images: P's scale is the recipe's."""
+    """Whether to divide features by their root mean square over training images: P's scale depends on the recipe."""
 
-    def see(self, images: Tensor, features: list[Tensor] | None = None) -> Tensor:
-        """Means over places, (B, D)."""
-        return losses.wide(self.maps(images, features)).mean(dim=(2, 3))
+    def features(self, images: Tensor, perceptual_features: list[Tensor] | None = None) -> Tensor:
+        """Means over rows and columns, (B, D)."""
+        return losses.wide(self.maps(images, perceptual_features)).mean(dim=(2, 3))
 
-    def see_training(self, batches: Iterable[Tensor]) -> tuple[Tensor, float]:
-        """What is seen of training images, (n, D) on the CPU, and what it and all else seen is to be divided by."""
-        seen, squares = [], []
+    def training_features(self, batches: Iterable[Tensor]) -> tuple[Tensor, float]:
+        """Features of training images, (n, D) on the CPU, and the unit that all features are to be divided by."""
+        features, squares = [], []
         for images in batches:
             maps = losses.wide(self.maps(images, None))
-            seen.append(maps.mean(dim=(2, 3)).cpu())
+            features.append(maps.mean(dim=(2, 3)).cpu())
             squares.append(maps.square().mean(dim=(1, 2, 3)).cpu())
-        return torch.cat(seen), float(torch.cat(squares).mean().sqrt()) if self.scaled else 1.0
+        return torch.cat(features), float(torch.cat(squares).mean().sqrt()) if self.scaled else 1.0
 
 
-def eye(perceptual: PerceptualNetwork, device: torch.device) -> Eye:
-    """Inception where torch-fidelity and its weights are here, else the last layer of P, averaged over places."""
+def feature_extractor(perceptual: PerceptualNetwork, device: torch.device) -> FeatureExtractor:
+    """Inception where torch-fidelity and its weights are installed, else the last layer of P."""
     if _TORCH_FIDELITY_AVAILABLE and (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
         inception = FrechetInceptionDistance(2048, sync_on_compute=False).inception.to(device)
         name = "Inception v3, 2048 features"
-        return Eye(name, lambda images, _: inception(pixels.to_uint8(images))[..., None, None], scaled=False)
+        return FeatureExtractor(name, lambda images, _: inception(to_uint8(images))[..., None, None], scaled=False)
 
     def last(images: Tensor, features: list[Tensor] | None) -> Tensor:
         return (features or perceptual(images))[-1]
 
-    return Eye(f"not Inception: {named(perceptual)}, mean over places of {LAYERS[-1]}", last, scaled=True)
+    name = f"not Inception: {named(perceptual)}, mean over places of {LAYERS[-1]}"
+    return FeatureExtractor(name, last, scaled=True)
 
 
 def realism(train: Tensor, fused: Tensor, reconstructed: Tensor, seed: int) -> dict[str, Any]:
-    """Distances of two crowds from the training images, alike in size: that of A' is the floor.
+    """Distances of C and, as their floor, of as many A' from the training images.
 
     Args:
         train, fused, reconstructed: features (n, D) of the training images, C at lambda = 0.5, and A'.
@@ -70,13 +71,13 @@ def realism(train: Tensor, fused: Tensor, reconstructed: Tensor, seed: int) -> d
     Returns:
         FID_fused, FID_floor: Frechet distances; None, with `FID_left_out`, where there are not more images than
             features: their covariance would be singular, and the distance mostly bias.
-        KID_fused, KID_floor: unbiased kernel distances, 0 for alike crowds; KID_*_std over random subsets.
+        KID_fused, KID_floor: unbiased kernel distances, 0 for alike sets of images; KID_*_std over random subsets.
     """
     floor = reconstructed[: len(fused)]
     found: dict[str, Any] = {"count": len(fused), "train_count": len(train), "features": train.shape[1]}
-    for name, crowd in (("fused", fused), ("floor", floor)):
-        found[f"FID_{name}"] = plain(frechet(train, crowd))
-        found[f"KID_{name}"], found[f"KID_{name}_std"] = map(plain, kernel(train, crowd, seed))
+    for name, features in (("fused", fused), ("floor", floor)):
+        found[f"FID_{name}"] = plain(frechet(train, features))
+        found[f"KID_{name}"], found[f"KID_{name}_std"] = map(plain, kernel(train, features, seed))
     if found["FID_fused"] is None:
         fewest = min(len(train), len(fused))
         found["FID_left_out"] = f"{fewest} images for {train.shape[1]} features; more images than features are needed"
@@ -84,24 +85,24 @@ def realism(train: Tensor, fused: Tensor, reconstructed: Tensor, seed: int) -> d
 
 
 def frechet(some: Tensor, others: Tensor) -> float:
-    """Frechet distance of two crowds' Gaussians, features (n, D); NaN unless n > D in both."""
+    """Frechet distance of two sets of features (n, D); NaN unless n > D in both."""
     if min(len(some), len(others)) <= some.shape[1]:
         return float("nan")
-    metric = FrechetInceptionDistance(_through(some.shape[1]), sync_on_compute=False)
+    metric = FrechetInceptionDistance(_feature_input(some.shape[1]), sync_on_compute=False)
     metric.update(some.double(), real=True)
     metric.update(others.double(), real=False)
     return float(metric.compute())
 
 
 def kernel(some: Tensor, others: Tensor, seed: int) -> tuple[float, float]:
-    """Kernel distance (cubic, unbiased): mean and standard deviation over random subsets; NaN for tiny crowds."""
+    """Kernel distance (cubic, unbiased): mean and standard deviation over random subsets; NaN below FEWEST images."""
     size = min(KERNEL_SIZE, len(some), len(others))
     if size < FEWEST:
         return float("nan"), float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features: they are few
         metric = KernelInceptionDistance(
-            _through(some.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size, sync_on_compute=False
+            _feature_input(some.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size, sync_on_compute=False
         )
     metric.update(some.double(), real=True)
     metric.update(others.double(), real=False)
@@ -111,7 +112,7 @@ def kernel(some: Tensor, others: Tensor, seed: int) -> tuple[float, float]:
     return float(mean), float(deviation)
 
 
-def _through(features: int) -> nn.Module:
+def _feature_input(features: int) -> nn.Module:
     """The network of a metric that is given features in place of images."""
     identity = nn.Identity()
     identity.register_buffer("num_features", torch.tensor(features))

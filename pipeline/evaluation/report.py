@@ -15,13 +15,14 @@ from pipeline.common.progress import progress
 from pipeline.config.schema import LAYERS
 from pipeline.data.loading.loader import FaceImages
 from pipeline.evaluation import sections
-from pipeline.evaluation.faces import Faces
 from pipeline.evaluation.factors import factor_table, factors
 from pipeline.evaluation.figures import figures
+from pipeline.evaluation.image_pass import ImagePass, image_pass
 from pipeline.evaluation.output import show, write
-from pipeline.evaluation.portraits import portraits
+from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.pose import pose, yaw
-from pipeline.evaluation.realism import Eye, eye, realism
+from pipeline.evaluation.realism import FeatureExtractor, feature_extractor, realism
+from pipeline.evaluation.region_effects import region_rows
 from pipeline.evaluation.shapley import MOST_ELEMENTS
 from pipeline.evaluation.statistics import summarised
 from pipeline.evaluation.table import as_table
@@ -71,7 +72,7 @@ def evaluate(
         keep_freed_memory()
     training = _training_images(bundle, shards, train)
     perceptual = bundle.perceptual(perceptual_weights)
-    result, rows = _measured(bundle, Faces(bundle, dataset), training, perceptual, pairs)
+    result, rows = _measured(FacePairs(bundle, dataset), training, perceptual, pairs)
     drawn = figures(bundle, dataset, result)
     write(out, result, rows, drawn, as_table)
     if run_dir is not None:
@@ -80,24 +81,12 @@ def evaluate(
 
 
 def _measured(
-    bundle: Bundle, faces: Faces, training: FaceImages | None, perceptual: PerceptualNetwork, pairs: int | None
+    faces: FacePairs, training: FaceImages | None, perceptual: PerceptualNetwork, pairs: int | None
 ) -> tuple[dict[str, Any], dict[str, Rows]]:
     """Every section, and the rows behind those that have some."""
-    config = bundle.config.evaluation
-    some, few, half = (min(n, len(faces)) for n in (pairs or config.pairs, config.corner_pairs, config.half_way_pairs))
-    rows: dict[str, Rows] = {"effects": sections.effect_rows(faces, perceptual, some)}
-    effects = rows["effects"]
-    if not (np.isfinite(effects["moved"]).all() and (effects["whole"].mean(axis=0) > 0).all()):
-        name = faces.dataset.name
-        raise UserError(f"{name}: an effect is not a finite number: are its images alike, or the weights bad?")
-    sight = eye(perceptual, bundle.device)
-    found = portraits(faces, perceptual, sight, half)
-    rows |= {"reconstruction": found.reconstruction, "half_way": found.half_way}
-    rows |= {"path_pixels": sections.path_pixel_rows(faces, some), "regions": sections.region_rows(faces, some)}
-    if few:
-        rows["path"] = sections.path_rows(faces, perceptual, few)
-    if few and bundle.elements <= MOST_ELEMENTS:
-        rows["shapley"] = sections.shapley_rows(faces, perceptual, few)
+    bundle, config = faces.bundle, faces.bundle.config.evaluation
+    extractor = feature_extractor(perceptual, bundle.device)
+    rows, found = _rows(faces, perceptual, extractor, pairs)
     result: dict[str, Any] = {
         "version": VERSION,
         "latentfuse": pipeline.__version__,
@@ -110,21 +99,47 @@ def _measured(
         "train_shards": training.content_hash if training else None,
         "perceptual": named(perceptual),
         "layers": list(LAYERS),
-        "exactness": {"count": some, **sections.exactness(bundle, faces, some)},
-        **{
-            name: summarised(each, sections.STATISTICS[name], config.seed, name != sections.OF_FACES)
-            for name, each in rows.items()
-        },
     }
+    for name, each in rows.items():
+        result[name] = summarised(each, sections.STATISTICS[name], config.seed, pairs=name != sections.OF_FACES)
+    count = result["effects"]["count"]
+    result["exactness"] = {"count": count, **sections.exactness(faces, count)}
     result["regions"]["names"] = list(regions.NAMES)
     result["reconstruction"]["LPIPS_net"] = found.lpips_net
     result["effects"]["dead_elements"] = dead_elements(np.array(result["effects"]["matrix"]))
-    seen, unit = _training_features(training, sight, bundle) if training else (None, 1.0)
+    features, unit = _training_features(training, extractor, bundle) if training else (None, 1.0)
     fused, reconstructed = found.fused / unit, found.reconstructed / unit
-    result["realism"] = _realism(sight, seen, fused, reconstructed, config.seed)
-    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), fused, seen, config.seed)
+    result["realism"] = {"left_out": "no training images: give their split folder with --train"}
+    if features is not None:
+        result["realism"] = {"net": extractor.name, **realism(features, fused, reconstructed, config.seed)}
+    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), fused, features, config.seed)
     result["factors"] = _factors(faces, config.seed)
     return result, rows | rows_of_pose
+
+
+def _rows(
+    faces: FacePairs, perceptual: PerceptualNetwork, extractor: FeatureExtractor, pairs: int | None
+) -> tuple[dict[str, Rows], ImagePass]:
+    """The rows of every section but those of pose; and all that the pass over the images found."""
+    config = faces.bundle.config.evaluation
+    some, few, half = (min(n, len(faces)) for n in (pairs or config.pairs, config.corner_pairs, config.half_way_pairs))
+    effects = sections.effect_rows(faces, perceptual, some)
+    if not (np.isfinite(effects["moved"]).all() and (effects["whole"].mean(axis=0) > 0).all()):
+        name = faces.dataset.name
+        raise UserError(f"{name}: an effect is not a finite number: are its images alike, or the weights bad?")
+    found = image_pass(faces, perceptual, extractor, half)
+    rows = {
+        "effects": effects,
+        "reconstruction": found.reconstruction,
+        "half_way": found.half_way,
+        "path_pixels": sections.path_pixel_rows(faces, some),
+        "regions": region_rows(faces, some),
+    }
+    if few:
+        rows["path"] = sections.path_rows(faces, perceptual, few)
+    if few and faces.bundle.elements <= MOST_ELEMENTS:
+        rows["shapley"] = sections.shapley_rows(faces, perceptual, few)
+    return rows, found
 
 
 def _training_images(bundle: Bundle, shards: Path, given: Path | None) -> FaceImages | None:
@@ -135,27 +150,21 @@ def _training_images(bundle: Bundle, shards: Path, given: Path | None) -> FaceIm
 
 
 @torch.no_grad()
-def _training_features(training: FaceImages, sight: Eye, bundle: Bundle) -> tuple[Tensor, float]:
-    """What the eye sees of a seeded choice of training images, (n, D) on the CPU, in the unit that comes with it."""
+def _training_features(training: FaceImages, extractor: FeatureExtractor, bundle: Bundle) -> tuple[Tensor, float]:
+    """Features of a seeded choice of training images, (n, D) on the CPU in their unit; and the unit."""
     config = bundle.config.evaluation
     chosen = np.random.default_rng(config.seed).permutation(len(training))[: config.train_images].tolist()
     starts = range(0, len(chosen), config.batch_size)
     batches = (
         training.load_as_trained(chosen[start : start + config.batch_size]).to(bundle.device) for start in starts
     )
-    seen, unit = sight.see_training(progress(batches, "training images", len(starts)))
-    return seen / unit, unit
+    features, unit = extractor.training_features(progress(batches, "training images", len(starts)))
+    return features / unit, unit
 
 
-def _realism(sight: Eye, seen: Tensor | None, fused: Tensor, reconstructed: Tensor, seed: int) -> dict[str, Any]:
-    if seen is None:
-        return {"left_out": "no training images: give their split folder with --train"}
-    return {"net": sight.name, **realism(seen, fused, reconstructed, seed)}
-
-
-def _turns(faces: Faces) -> NDArray[np.float64]:
+def _turns(faces: FacePairs) -> NDArray[np.float64]:
     """Of every pair, how differently A and B are turned; NaN where unknown."""
-    yaws = np.array([yaw(faces.metadata(place).get("landmarks") or {}) for place in range(len(faces))])
+    yaws = np.array([yaw(faces.metadata(position).get("landmarks") or {}) for position in range(len(faces))])
     turns: NDArray[np.float64] = np.abs(yaws - np.roll(yaws, 1))
     return turns
 
@@ -171,13 +180,11 @@ def _pose_tables(rows: dict[str, Rows]) -> dict[str, Rows]:
 
 
 @torch.no_grad()
-def _factors(faces: Faces, seed: int) -> dict[str, Any]:
-    names, table = factor_table([faces.metadata(place) for place in range(len(faces))])
+def _factors(faces: FacePairs, seed: int) -> dict[str, Any]:
+    names, table = factor_table([faces.metadata(position) for position in range(len(faces))])
     if not names:
         return {"left_out": "the faces are not painted ones, or too few: their factors are not known"}
     bundle = faces.bundle
-    if bundle.config.model.structure == "bands":
-        return {"left_out": "elements under `bands` are no groups of channels, which the probes need"}
-    z = torch.cat([bundle.encode(faces.images(places)).cpu() for places in faces.batches(len(faces))])
+    z = torch.cat([bundle.encode(faces.images(positions)).cpu() for positions in faces.batches(len(faces))])
     parts = z.split(bundle.model.sizes, dim=1)
     return factors([part.flatten(1).double().numpy() for part in parts], names, table, seed)

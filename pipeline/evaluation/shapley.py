@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.measures.distances import represented, represented_distances
-from pipeline.measures.mixing import fused_at
+from pipeline.measures.mixing import Fuse, fused_at
 from pipeline.measures.rows import Rows
-from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import PerceptualNetwork
 
 MOST_ELEMENTS = 8
@@ -17,9 +16,7 @@ MOST_ELEMENTS = 8
 
 
 @torch.no_grad()
-def corner_distances(
-    model: FusionAutoencoder, perceptual: PerceptualNetwork, z_a: Tensor, z_b: Tensor, elements: int
-) -> Tensor:
+def corner_distances(fuse: Fuse, perceptual: PerceptualNetwork, z_a: Tensor, z_b: Tensor, elements: int) -> Tensor:
     """d(C, A') at every corner of Lambda, as `effects.flips` measures it.
 
     Args:
@@ -28,10 +25,10 @@ def corner_distances(
     Returns:
         (B, 2^N, L); bit n of a corner's number says that element n + 1 is at B.
     """
-    at_a = represented(perceptual(model.generator(z_a)))
+    at_a = represented(perceptual(fuse(z_a, z_b, torch.ones(elements))))
     at_b = [[corner >> element & 1 for element in range(elements)] for corner in range(1, 2**elements)]
     distances = [torch.zeros(1, len(z_a), len(at_a), device=z_a.device)]  # corner 0 is A'
-    for images, count in fused_at(model, z_a, z_b, 1 - torch.tensor(at_b, dtype=z_a.dtype)):
+    for images, count in fused_at(fuse, z_a, z_b, 1 - torch.tensor(at_b, dtype=z_a.dtype)):
         base = [x.repeat(count, *(1,) * (x.dim() - 1)) for x in at_a]
         found = represented_distances(represented(perceptual(images)), base)
         distances.append(found.reshape(count, len(z_a), len(at_a)))

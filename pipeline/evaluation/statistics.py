@@ -23,12 +23,12 @@ def count(rows: Rows) -> int:
 def resampling(rows: int, seed: int, pairs: bool = False) -> Array:
     """(DRAWS, rows): how much each row weighs in each draw with replacement; of pairs, blocks of neighbours are drawn.
 
-    Neighbouring pairs share a face (faces.py). Drawn one by one, 95 % intervals of a sum of what belongs to A and what
+    Neighbouring pairs share a face (pairs.py). Drawn one by one, 95 % intervals of a sum of what belongs to A and what
     belongs to B would hold the truth 80 times in a hundred. (Circular block bootstrap, Politis and Romano, 1992.)
     """
     length = round(rows ** (1 / 3)) if pairs else 1
     starts = np.random.default_rng(seed).multinomial(-(-rows // length), np.full(rows, 1 / rows), size=DRAWS)
-    counts = np.sum([np.roll(starts, place, axis=1) for place in range(length)], axis=0)
+    counts = np.sum([np.roll(starts, shift, axis=1) for shift in range(length)], axis=0)
     weights: Array = counts / counts.sum(axis=1, keepdims=True)
     return weights
 

@@ -2,6 +2,45 @@
 
 from typing import Any
 
+_ROWS = (
+    ("reconstruction", "L1", "reconstruction L1"),
+    ("reconstruction", "MSE", "reconstruction MSE"),
+    ("reconstruction", "PSNR", "reconstruction PSNR"),
+    ("reconstruction", "SSIM", "reconstruction SSIM"),
+    ("reconstruction", "LPIPS", "reconstruction LPIPS"),
+    ("reconstruction", "LPIPS_style", "reconstruction LPIPS-style"),
+    ("reconstruction", "sharpness", "reconstruction sharpness (1: as the photographs)"),
+    ("realism", "FID_fused", "FID of C at lambda = 0.5"),
+    ("realism", "FID_floor", "FID of A' (floor)"),
+    ("realism", "KID_fused", "KID of C at lambda = 0.5"),
+    ("realism", "KID_floor", "KID of A' (floor)"),
+    ("half_way", "detour", "lambda = 0.5: detour (1: straight)"),
+    ("half_way", "sharpness", "lambda = 0.5: sharpness (1: as A', B')"),
+    ("half_way", "sharpness_photographs", "lambda = 0.5: sharpness (1: as A, B)"),
+    ("half_way", "ghost", "lambda = 0.5: ghost (1: double exposure)"),
+    ("path", "spearman_all", "path Spearman, all elements (1: steady)"),
+    ("path", "spearman_elements", "path Spearman, each element"),
+    ("path", "spearman_start_elements", "path Spearman to A' in place of A, each"),
+    ("path", "largest_step_all", "path largest step over mean, all (1: even)"),
+    ("path", "largest_step_elements", "path largest step over mean, each"),
+    ("path_pixels", "spearman_all", "path in pixels Spearman, all"),
+    ("path_pixels", "spearman_elements", "path in pixels Spearman, each element"),
+    ("effects", "weakest", "weakest element's largest effect"),
+    ("effects", "own_share", "own share (chance 0.20)"),
+    ("effects", "leakage", "leakage (chance 0.80)"),
+    ("effects", "block_style", "style block (chance 0.60)"),
+    ("effects", "block_content", "content block (chance 0.40)"),
+    ("shapley", "own_share", "own share, Shapley (chance 0.20)"),
+    ("regions", "leak", "regions leak (0: none, 1: everywhere alike)"),
+    ("regions", "reached", "regions reached inside (1: as B')"),
+    ("factors", "disentanglement", "factors disentanglement"),
+    ("factors", "completeness", "factors completeness"),
+    ("factors", "informativeness", "factors informativeness"),
+)
+"""Section, name and label of each line."""
+_POSE = ("reconstruction MSE", "half_way detour", "half_way sharpness", "path_pixels spearman_all")
+"""Tables and metrics whose ratio far over near is shown."""
+
 
 def as_table(result: dict[str, Any]) -> str:
     """The numbers of `metrics.json` that decide, with their intervals, and the effect matrix."""
@@ -10,12 +49,16 @@ def as_table(result: dict[str, Any]) -> str:
     for which, key in (("lambda = 1 against A'", "lambda_1"), ("lambda = 0 against B'", "lambda_0")):
         same = "equal bits" if exactness[key] == 0 else f"largest difference {exactness[key]:.3g}"
         lines.append(f"| {which} | {same} | |")
-    for section, label, names in _ROWS:
-        found = result.get(section, {})
-        lines += [_line(f"{label}{text}", found, name) for name, text in names.items() if name in found]
-    lines += _pose_lines(result["pose"])
+    for section, name, label in _ROWS:
+        if name in result.get(section, {}):
+            lines.append(_line(label, result[section], name))
+    for table, name in map(str.split, _POSE):
+        if table in result["pose"]:
+            label = f"far over near in yaw: {table} {name}"
+            lines.append(_line(label, result["pose"][table], f"{name}_far_over_near"))
     effects = result["effects"]
-    lines.append(f"| dead elements (no effect above 0.05) | {_listed(effects['dead_elements'])} | |")
+    dead = ", ".join(map(str, effects["dead_elements"])) or "none"
+    lines.append(f"| dead elements (no effect above 0.05) | {dead} | |")
     sections = {name: each for name, each in sorted(result.items()) if isinstance(each, dict)}
     counts = [f"{name} {each['count']}" for name, each in sections.items() if "count" in each]
     lines += ["", f"Images or pairs: {', '.join(counts)}. Perceptual network: {result['perceptual']}."]
@@ -29,88 +72,11 @@ def as_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_ROWS: tuple[tuple[str, str, dict[str, str]], ...] = (
-    (
-        "reconstruction",
-        "reconstruction ",
-        {name: name for name in ("L1", "MSE", "PSNR", "SSIM", "LPIPS")}
-        | {"LPIPS_style": "LPIPS-style", "sharpness": "sharpness (1: as the photographs)"},
-    ),
-    (
-        "realism",
-        "",
-        {
-            "FID_fused": "FID of C at lambda = 0.5",
-            "FID_floor": "FID of A' (floor)",
-            "KID_fused": "KID of C at lambda = 0.5",
-            "KID_floor": "KID of A' (floor)",
-        },
-    ),
-    (
-        "half_way",
-        "lambda = 0.5: ",
-        {
-            "detour": "detour (1: straight)",
-            "sharpness": "sharpness (1: as A', B')",
-            "sharpness_photographs": "sharpness (1: as A, B)",
-            "ghost": "ghost (1: double exposure)",
-        },
-    ),
-    (
-        "path",
-        "path ",
-        {
-            "spearman_all": "Spearman, all elements (1: steady)",
-            "spearman_elements": "Spearman, each element",
-            "spearman_start_elements": "Spearman to A' in place of A, each",
-            "largest_step_all": "largest step over mean, all (1: even)",
-            "largest_step_elements": "largest step over mean, each",
-        },
-    ),
-    (
-        "path_pixels",
-        "path in pixels ",
-        {"spearman_all": "Spearman, all", "spearman_elements": "Spearman, each element"},
-    ),
-    (
-        "effects",
-        "",
-        {
-            "weakest": "weakest element's largest effect",
-            "own_share": "own share (chance 0.20)",
-            "leakage": "leakage (chance 0.80)",
-            "block_style": "style block (chance 0.60)",
-            "block_content": "content block (chance 0.40)",
-        },
-    ),
-    ("shapley", "", {"own_share": "own share, Shapley (chance 0.20)"}),
-    ("regions", "regions ", {"leak": "leak (0: none, 1: everywhere alike)", "reached": "reached inside (1: as B')"}),
-    (
-        "factors",
-        "factors ",
-        {"disentanglement": "disentanglement", "completeness": "completeness", "informativeness": "informativeness"},
-    ),
-)
-_POSE = (("reconstruction", "MSE"), ("half_way", "detour"), ("half_way", "sharpness"), ("path_pixels", "spearman_all"))
-
-
 def _line(label: str, section: dict[str, Any], name: str) -> str:
     value, ends = section[name], section.get("interval", {}).get(name)
     if isinstance(value, list):
         return f"| {label} | {', '.join(number(each) for each in value)} | |"
     return f"| {label} | {number(value)} | {interval(ends)} |"
-
-
-def _pose_lines(pose: dict[str, Any]) -> list[str]:
-    return [
-        _line(f"far over near in yaw: {table} {name}", pose[table], f"{name}_far_over_near")
-        for table, name in _POSE
-        if table in pose
-    ]
-
-
-def _listed(elements: list[int]) -> str:
-    return ", ".join(map(str, elements)) or "none"
 
 
 def _matrix(matrix: list[list[float]], layers: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ BUNDLE/README.md           the model card
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from huggingface_hub import load_torch_model
@@ -26,17 +26,27 @@ from pipeline.models.perceptual import FeatureScales, PerceptualNetwork
 FORMAT = 1
 Photograph = Tensor | Image.Image | Path | str
 """(3, S, S) or (B, 3, S, S) in [-1, 1]; or a photograph of any size, or where one is."""
+Lambda = float | Sequence[float] | Tensor
+"""One number for all elements; N numbers; or (N,), (B, N), (N, h, w) or (B, N, h, w). In [0, 1]: 1 is A, 0 is B."""
 
 
 class Bundle:
-    """A trained model, ready for use: in eval mode, without gradients."""
+    """A trained model, ready for use; `load_bundle` gives one in eval mode, without gradients.
 
-    def __init__(self, path: Path, config: Config, trained: dict[str, Any], device: torch.device | str) -> None:
-        self.path, self.config, self.trained = path, config, trained
-        self.model = FusionAutoencoder(config.model)
-        self.scales = FeatureScales()
-        _load_weights(path, nn.ModuleDict({"model": self.model, "scales": self.scales}))
-        self.model.to(device).eval().requires_grad_(False)
+    Training makes one around the module that it trains, to show what `fuse` will give.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: FusionAutoencoder,
+        scales: FeatureScales | None = None,
+        trained: dict[str, Any] | None = None,
+    ) -> None:
+        self.config, self.model = config, model
+        self.scales = scales or FeatureScales()
+        self.trained = trained or {}
+        """Where the weights come from."""
 
     @property
     def device(self) -> torch.device:
@@ -86,67 +96,58 @@ class Bundle:
         return images.normalise(fitted)[None].to(self.device)
 
     def encode(self, photograph: Photograph) -> Tensor:
-        """Z = E(image): (B, C, S/32, S/32)."""
+        """Z = E(image): (B, C, S/32, S/32).
+
+        Raises:
+            UserError: as `load_image`.
+        """
         z: Tensor = self.model.encoder(self.load_image(photograph))
         return z
 
     def generate(self, z: Tensor) -> Tensor:
-        """G(Z): (B, C, S/32, S/32) -> (B, 3, S, S) in [-1, 1]."""
+        """G(Z): (B, C, S/32, S/32) -> (B, 3, S, S) in [-1, 1]. `generate(encode(a))` is A'."""
         generated: Tensor = self.model.generator(z.to(self.device))
         return generated
 
-    def fuse(
-        self, a: Photograph, b: Photograph, lambda_: float | Sequence[float] | Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        """C = G(Lambda o E(A) + (1 - Lambda) o E(B)), METHOD (1).
+    def fuse(self, a: Photograph, b: Photograph, lambda_: Lambda, mask: Tensor | None = None) -> Tensor:
+        """C = G(Lambda o E(A) + (1 - Lambda) o E(B)) (docs/method.md, eq. 1). All fused images are made here.
 
         Args:
-            a, b: photographs, or batches of equal size.
-            lambda_: one number for all elements; N numbers; or a tensor (N,), (B, N), (N, h, w) or (B, N, h, w).
-                All in [0, 1]; 1 gives A', 0 gives B'.
-            mask: fuse a region only, as `fuse_region` does.
+            a, b: photographs or batches of them; or what `encode` gives, (B, C, S/32, S/32).
+            lambda_: 1 gives A', 0 gives B'; see `Lambda`.
+            mask: fuse a region only: (S, S), or (B, S, S) for each pair its own, in [0, 1]: 1 where B enters, by
+                `lambda_`; elsewhere Lambda is 1. See `regions.mask`.
 
         Returns:
-            (B, 3, S, S) in [-1, 1].
+            (B, 3, S, S) in [-1, 1]; of equal bits to A' where a mask is 0 everywhere.
 
         Raises:
             UserError: for a Lambda or mask of the wrong shape or out of range, or an image that cannot be read.
         """
-        if mask is not None:
-            return self.fuse_region(a, b, mask, lambda_)[1]
-        return self.model.fuse_latents(self.encode(a), self.encode(b), self.check_lambda(lambda_))
+        checked = self._checked_lambda(lambda_)
+        z_a, z_b = (each.to(self.device) if self._is_latent(each) else self.encode(each) for each in (a, b))
+        batches = {len(z_a), len(z_b), len(checked) if checked.dim() in (2, 4) else 1} - {1}
+        if len(batches) > 1:
+            raise UserError(
+                f"a, b and lambda: batches of {', '.join(map(str, sorted(batches)))}; make them equal, or 1"
+            )
+        inside = None if mask is None else self._checked_mask(mask, max(batches, default=1))
+        return self.model.fuse_unchecked(z_a, z_b, checked, inside)
 
-    def fuse_region(
-        self, a: Photograph, b: Photograph, mask: Tensor, lambda_: float | Sequence[float] | Tensor = 0.0
-    ) -> tuple[Tensor, Tensor]:
-        """A', and C that differs from it inside a region: how far C leaks out of it is seen beside A'.
+    def _is_latent(self, given: Photograph) -> TypeGuard[Tensor]:
+        """A latent has at least 16 channels, an image 3."""
+        latent = (sum(self.model.sizes), self.image_size // 32, self.image_size // 32)
+        return isinstance(given, Tensor) and given.dim() == 4 and given.shape[1:] == latent
 
-        Args:
-            a, b, lambda_: as in `fuse`; `lambda_` holds inside the region, outside of it 1.
-            mask: (S, S), or (B, S, S) for each pair its own, in [0, 1]: 1 where B enters. See `regions.mask`.
-
-        Returns:
-            A' and C, (B, 3, S, S) in [-1, 1]; of equal bits where a mask is 0 everywhere.
-
-        Raises:
-            UserError: as `fuse`.
-        """
-        z_a, z_b = self.encode(a), self.encode(b)
-        return self.model.fuse_region(z_a, z_b, self.check_lambda(lambda_), self.check_mask(mask, len(z_a)))
-
-    def check_lambda(self, lambda_: float | Sequence[float] | Tensor) -> Tensor:
-        """Lambda as a float32 tensor of one of its four shapes, on the device.
-
-        Raises:
-            UserError: if it does not fit this bundle.
-        """
-        values = torch.as_tensor(lambda_, dtype=torch.float32, device=self.device)
+    def _checked_lambda(self, lambda_: Lambda) -> Tensor:
+        """As a float32 tensor of one of its four shapes, on the device."""
+        values = torch.as_tensor(lambda_, dtype=torch.float32)
         if values.dim() == 0:
             values = values.expand(self.elements)
         side = self.image_size // 32
-        place = 0 if values.dim() in (1, 3) else 1
-        spatial = values.shape[place + 1 :]
-        if values.dim() > 4 or values.shape[place] != self.elements or spatial not in ((), (side, side)):
+        index = 0 if values.dim() in (1, 3) else 1
+        spatial = values.shape[index + 1 :]
+        if values.dim() > 4 or values.shape[index] != self.elements or spatial not in ((), (side, side)):
             given = f"{len(values)} values" if values.dim() == 1 else f"shape {tuple(values.shape)}"
             raise UserError(
                 f"lambda: {given}: this bundle takes 1 or {self.elements} numbers, or ({self.elements}, {side}, {side})"
@@ -154,14 +155,10 @@ class Bundle:
         outside = values[~((values >= 0) & (values <= 1))]
         if len(outside):
             raise UserError(f"lambda: {outside[0].item():g} is outside [0, 1]")
-        return values
+        return values.to(self.device)
 
-    def check_mask(self, mask: Tensor, count: int) -> Tensor:
-        """A mask for `count` pairs as a float32 tensor (S, S) or (count, S, S), on the device.
-
-        Raises:
-            UserError: if it does not fit.
-        """
+    def _checked_mask(self, mask: Tensor, count: int) -> Tensor:
+        """For `count` pairs, as a float32 tensor (S, S) or (count, S, S) on the device."""
         size = self.image_size
         values = mask.to(self.device, torch.float32)
         if values.shape not in ((size, size), (count, size, size)):
@@ -187,7 +184,10 @@ def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
         raise UserError(f"{path}: not a bundle: {path / 'config.json'}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / 'config.json'}: not the configuration of a bundle") from None
-    return Bundle(path, configuration.validate(values, str(path / "config.json")), trained, device)
+    config = configuration.validate(values, str(path / "config.json"))
+    model, scales = FusionAutoencoder(config.model), FeatureScales()
+    _load_weights(path, nn.ModuleDict({"model": model, "scales": scales}))
+    return Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
 
 
 def _load_weights(path: Path, modules: nn.Module) -> None:

@@ -12,7 +12,7 @@ from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.data import images
 from pipeline.inference import landmarks, pictures
-from pipeline.inference.bundle import Bundle
+from pipeline.inference.bundle import Bundle, Lambda
 from pipeline.models import regions
 
 PRESETS = {"content-style": (0.0, 0.0, 0.0, 1.0, 1.0)}
@@ -104,51 +104,56 @@ def masked_region(bundle: Bundle, path: Path, photograph: Path, feather: int | N
     return Region(values.to(bundle.device), feather)
 
 
-def within(bundle: Bundle, a: Tensor, b: Tensor, lambda_: float | list[float] | Tensor, region: Region) -> Tensor:
-    """C whose region alone is fused: (B, 3, S, S) twice -> (B, 3, S, S) in [-1, 1]."""
-    reconstruction, fused = bundle.fuse_region(a, b, region.mask, lambda_)
+def fuse_inside(bundle: Bundle, z_a: Tensor, z_b: Tensor, lambda_: Lambda, region: Region | None) -> Tensor:
+    """C, fused in a region only if there is one: latents (B, C, h, w) twice -> (B, 3, S, S) in [-1, 1]."""
+    if region is None:
+        return bundle.fuse(z_a, z_b, lambda_)
+    fused = bundle.fuse(z_a, z_b, lambda_, region.mask)
     if region.feather is None:
         return fused
-    return regions.composite(fused, reconstruction, regions.feathered(region.mask, region.feather))
+    return regions.composite(fused, bundle.generate(z_a), regions.feathered(region.mask, region.feather))
 
 
 def single(bundle: Bundle, a: Tensor, b: Tensor, lambda_: float | list[float], region: Region | None = None) -> Image:
     """C alone, at the bundle's size. `a`, `b`: (1, 3, S, S) in [-1, 1]."""
-    fused = within(bundle, a, b, lambda_, region) if region else bundle.fuse(a, b, lambda_)
-    return pictures.tile([[fused[0]]])
+    return pictures.tile([[fuse_inside(bundle, bundle.encode(a), bundle.encode(b), lambda_, region)[0]]])
 
 
 def strip(bundle: Bundle, a: Tensor, b: Tensor, count: int, region: Region | None = None) -> Image:
     """The paper's figure: the inputs in the first row, `count` fused images from A to B in the second."""
-    if region is None:
-        return strips(bundle, [(a, b)], count)
-    _check_count(count)
-    lambdas = torch.linspace(1, 0, count)[:, None].expand(count, bundle.elements)
-    many_a, many_b = (image.expand(count, -1, -1, -1) for image in (a, b))
-    steps = within(bundle, many_a, many_b, lambdas, region)
-    return pictures.tile([[a[0], *[None] * (count - 2), b[0]], list(steps)])
+    return strips(bundle, [(a, b)], count, region)
 
 
-def strips(bundle: Bundle, pairs: Sequence[tuple[Tensor, Tensor]], count: int) -> Image:
+def strips(bundle: Bundle, pairs: Sequence[tuple[Tensor, Tensor]], count: int, region: Region | None = None) -> Image:
     """The same for several pairs, one under the other."""
-    _check_count(count)
     rows: list[list[Tensor | None]] = []
     for a, b in pairs:
-        rows.append([a[0], *[None] * (count - 2), b[0]])
-        rows.append(list(pictures.strip(bundle.model, a[0], b[0], count)))
+        rows.append(_inputs(a, b, count))
+        rows.append(_steps(bundle, a, b, pictures.falling(count, bundle.elements), region))
     return pictures.tile(rows)
 
 
 def grid(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Image:
     """One row per element: it alone moves from A to B, the others stay at A. The inputs come first."""
-    _check_count(count)
-    rows: list[list[Tensor | None]] = [[a[0], *[None] * (count - 2), b[0]]]
+    rows = [_inputs(a, b, count)]
     for element in range(bundle.elements):
         lambdas = torch.ones(count, bundle.elements)
         lambdas[:, element] = torch.linspace(1, 0, count)
-        z_a, z_b = (bundle.encode(image).expand(count, -1, -1, -1) for image in (a, b))
-        rows.append(list(bundle.model.fuse_latents(z_a, z_b, lambdas.to(bundle.device))))
+        rows.append(_steps(bundle, a, b, lambdas))
     return pictures.tile(rows)
+
+
+def _inputs(a: Tensor, b: Tensor, count: int) -> list[Tensor | None]:
+    """The row above `count` fused images: A at its left end and B at its right."""
+    if count < 2:
+        raise UserError(f"--strip/--grid {count}: at least 2 images lead from A to B")
+    return [a[0], *[None] * (count - 2), b[0]]
+
+
+def _steps(bundle: Bundle, a: Tensor, b: Tensor, lambdas: Tensor, region: Region | None = None) -> list[Tensor | None]:
+    """C at every Lambda, (count, N)."""
+    z_a, z_b = (bundle.encode(image).expand(len(lambdas), -1, -1, -1) for image in (a, b))
+    return list(fuse_inside(bundle, z_a, z_b, lambdas, region))
 
 
 def save(picture: Image, path: Path) -> None:
@@ -162,8 +167,3 @@ def save(picture: Image, path: Path) -> None:
             picture.save(temporary, format="PNG")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def _check_count(count: int) -> None:
-    if count < 2:
-        raise UserError(f"--strip/--grid {count}: at least 2 images lead from A to B")

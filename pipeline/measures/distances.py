@@ -22,7 +22,7 @@ def represented(features: list[Tensor]) -> list[Tensor]:
 
 
 def layer_distances(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Squared distance per image and layer, as the losses measure it: (4) for content layers, (5) for style layers.
+    """Squared distance per image and layer, as the losses measure it (docs/method.md, eq. 4 and 5).
 
     Args:
         features, others: one (B, C, H, W) per layer of `LAYERS`.
@@ -51,7 +51,7 @@ class Point:
         return self.squared_distance(other).sqrt()
 
     def squared_distance(self, other: "Point") -> Tensor:
-        """(...): the mean over parts of the squares, summed over channels and averaged over places."""
+        """(...): the mean over parts of the squares, summed over channels and averaged over rows and columns."""
         squares = [
             (x - y).square().sum(dim=-3).mean(dim=(-2, -1)) for x, y in zip(self.parts, other.parts, strict=True)
         ]
@@ -62,7 +62,7 @@ class Point:
 
 
 def perceptual_point(features: list[Tensor]) -> Point:
-    """In LPIPS's manner: the channels at every place of every layer scaled to length 1, no learned weights.
+    """In LPIPS's manner: the channels at every row and column of every layer scaled to length 1, no learned weights.
 
     The squared distance of two points is from 0 to 2, since features after ReLU are not negative.
     """

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pipeline.config.schema import CONTENT_LAYERS, LAYERS, STYLE_LAYERS
 from pipeline.measures.distances import represented, represented_distances
+from pipeline.measures.mixing import Fuse
 from pipeline.measures.rows import Array, Rows
-from pipeline.models.autoencoder import FusionAutoencoder, rolled
+from pipeline.models.autoencoder import rolled
 from pipeline.models.perceptual import PerceptualNetwork
 
 DEAD = 0.05
@@ -17,48 +18,39 @@ DEAD = 0.05
 
 
 @torch.no_grad()
-def flips(
-    model: FusionAutoencoder, perceptual: PerceptualNetwork, z_a: Tensor, z_b: Tensor, elements: int
-) -> tuple[Tensor, Tensor]:
+def flips(fuse: Fuse, perceptual: PerceptualNetwork, z_a: Tensor, z_b: Tensor, elements: int) -> tuple[Tensor, Tensor]:
     """What flipping elements from A to B does to each layer, per pair.
 
     Args:
-        model: in eval mode, on the device of `perceptual`.
         z_a, z_b: (B, C, h, w).
 
     Returns:
         d(C_n, A') with element n alone flipped, (B, N, L), and d(B', A'), (B, L): squared distances as in the losses.
     """
-    at_a = represented(perceptual(model.generator(z_a)))
-    whole = represented_distances(represented(perceptual(model.generator(z_b))), at_a)
-    moved = []
-    for element in range(elements):
-        lambda_ = torch.ones(elements, device=z_a.device)
-        lambda_[element] = 0
-        fused = perceptual(model.fuse_latents(z_a, z_b, lambda_))
-        moved.append(represented_distances(represented(fused), at_a))
+
+    def represented_at(lambda_: Tensor) -> list[Tensor]:
+        return represented(perceptual(fuse(z_a, z_b, lambda_)))
+
+    at_a = represented_at(torch.ones(elements))
+    whole = represented_distances(represented_at(torch.zeros(elements)), at_a)
+    one_flipped = 1 - torch.eye(elements)
+    moved = [represented_distances(represented_at(lambda_), at_a) for lambda_ in one_flipped]
     return torch.stack(moved, dim=1), whole
 
 
-@torch.no_grad()
-def effect_matrix(
-    model: FusionAutoencoder, perceptual: PerceptualNetwork, batches: Iterable[Tensor], elements: int
-) -> Tensor:
+def effect_matrix(fuse: Fuse, perceptual: PerceptualNetwork, latents: Iterable[Tensor], elements: int) -> Tensor:
     """How far each element, flipped alone from A to B, moves each layer, relative to flipping all of them.
 
     Args:
-        model: in eval mode, on the device of `perceptual`.
-        batches: (B, 3, S, S) in [-1, 1]; B is the batch rolled by one.
+        latents: batches Z_A, (B, C, h, w); Z_B is the batch rolled by one.
 
     Returns:
         (N, L) float32 on the CPU: root of the ratio of the mean squared distances d(C_n, A') / d(B', A').
     """
-    device = next(model.parameters()).device
     moved = torch.zeros(elements, len(LAYERS), dtype=torch.float64)
     whole = torch.zeros(len(LAYERS), dtype=torch.float64)
-    for images in batches:
-        z_a = model.encoder(images.to(device))
-        by_element, by_all = flips(model, perceptual, z_a, rolled(z_a), elements)
+    for z_a in latents:
+        by_element, by_all = flips(fuse, perceptual, z_a, rolled(z_a), elements)
         moved += by_element.double().sum(dim=0).cpu()
         whole += by_all.double().sum(dim=0).cpu()
     return (moved / whole).sqrt().float()
@@ -101,8 +93,8 @@ def separation(squares: Array) -> Rows:
     leakages = 1 - np.diagonal(of_element, axis1=-2, axis2=-1)
     blocks = {}
     for name, layers in (("style", STYLE_LAYERS), ("content", CONTENT_LAYERS)):
-        places = [LAYERS.index(layer) for layer in layers]
-        blocks[f"block_{name}"] = of_layer[..., places, :][..., places].sum(axis=-2).mean(axis=-1)
+        indices = [LAYERS.index(layer) for layer in layers]
+        blocks[f"block_{name}"] = of_layer[..., indices, :][..., indices].sum(axis=-2).mean(axis=-1)
     means = {"own_share": own_shares.mean(axis=-1), "leakage": leakages.mean(axis=-1)}
     return {"own_shares": own_shares, "leakages": leakages, **means, **blocks}
 

@@ -1,16 +1,17 @@
 """Many fusions of the same pairs, a batch at a time: the perceptual network is slow on single images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from pipeline.models.autoencoder import FusionAutoencoder
+Fuse = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`Bundle.fuse`: Z_A and Z_B, (B, C, h, w), and Lambda -> C, (B, 3, S, S). Lambda = 1 gives A' and 0 gives B'."""
 
 AT_ONCE = 32
 """Images that a batch has at most, unless there are more pairs."""
 
 
-def fused_at(model: FusionAutoencoder, z_a: Tensor, z_b: Tensor, lambdas: Tensor) -> Iterator[tuple[Tensor, int]]:
+def fused_at(fuse: Fuse, z_a: Tensor, z_b: Tensor, lambdas: Tensor) -> Iterator[tuple[Tensor, int]]:
     """C at each Lambda.
 
     Args:
@@ -21,6 +22,6 @@ def fused_at(model: FusionAutoencoder, z_a: Tensor, z_b: Tensor, lambdas: Tensor
         Images (k * B, 3, S, S), all pairs of one Lambda after those of the one before; and k.
     """
     pairs = len(z_a)
-    for some in lambdas.to(z_a.device).split(max(1, AT_ONCE // pairs)):
+    for some in lambdas.split(max(1, AT_ONCE // pairs)):
         a, b = (z.repeat(len(some), 1, 1, 1) for z in (z_a, z_b))
-        yield model.fuse_latents(a, b, some.repeat_interleave(pairs, dim=0)), len(some)
+        yield fuse(a, b, some.repeat_interleave(pairs, dim=0)), len(some)

@@ -8,8 +8,7 @@ from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from pipeline.measures.distances import Point
-from pipeline.measures.mixing import fused_at
-from pipeline.models.autoencoder import FusionAutoencoder
+from pipeline.measures.mixing import Fuse, fused_at
 
 STEPS = 11
 """Lambdas from 1 to 0, both included."""
@@ -27,12 +26,7 @@ def lines(elements: int) -> Tensor:
 
 @torch.no_grad()
 def travelled(
-    model: FusionAutoencoder,
-    measure: Callable[[Tensor], Point],
-    images: Tensor,
-    z_a: Tensor,
-    z_b: Tensor,
-    lambdas: Tensor,
+    fuse: Fuse, measure: Callable[[Tensor], Point], images: Tensor, z_a: Tensor, z_b: Tensor, lambdas: Tensor
 ) -> dict[str, Tensor]:
     """Distances along lines from A to B.
 
@@ -46,13 +40,13 @@ def travelled(
         to_a, to_start: (B, K, STEPS), distances of C to A and to A'.
         steps: (B, K, STEPS - 1), distances of each C to the one before.
     """
-    at_a, start = measure(images), measure(model.generator(z_a))
+    at_a, start = measure(images), measure(fuse(z_a, z_b, lambdas[0, 0]))
     to_a, to_start, steps = [], [], []
     for line in lambdas:
         points, pairs = [start], len(z_a)
-        for shown, count in fused_at(model, z_a, z_b, line[1:]):
+        for shown, count in fused_at(fuse, z_a, z_b, line[1:]):
             together = measure(shown)
-            points += [together[slice(place * pairs, (place + 1) * pairs)] for place in range(count)]
+            points += [together[index * pairs : (index + 1) * pairs] for index in range(count)]
         to_a.append(torch.stack([point.distance(at_a) for point in points], dim=1))
         to_start.append(torch.stack([point.distance(start) for point in points], dim=1))
         steps.append(torch.stack([x.distance(y) for x, y in itertools.pairwise(points)], dim=1))

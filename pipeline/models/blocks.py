@@ -63,13 +63,13 @@ class Residual(nn.Module):
 class Refinement(nn.Module):
     """A small U-Net (Ronneberger et al. 2015) that adds to its input: at first nothing, its last weights being 0.
 
-    (B, C, h, w), and what it is told of larger places, (B, told, h / n, w / n) -> (B, C, h, w), h and w multiples of 4.
-    At first what it is told changes nothing either.
+    It takes features (B, C, h, w), h and w multiples of 4, and how the style elements differ from those that the others
+    remember, (B, differences, h / n, w / n), which at first changes nothing either; it gives (B, C, h, w).
     """
 
-    def __init__(self, channels: int, told: int, kernel_size: int, norm: Norm) -> None:
+    def __init__(self, channels: int, differences: int, kernel_size: int, norm: Norm) -> None:
         super().__init__()
-        self.told = nn.Conv2d(told, channels, 1, bias=False)
+        self.told = nn.Conv2d(differences, channels, 1, bias=False)  # named so in every checkpoint
         nn.init.zeros_(self.told.weight)
         pairs = list(itertools.pairwise([channels, 2 * channels, 4 * channels]))
         last = smooth_up(2 * channels, channels, norm, nn.Identity())
@@ -79,9 +79,9 @@ class Refinement(nn.Module):
         self.up = nn.ModuleList(smooth_up(b, a, norm, nn.ReLU(inplace=True)) for a, b in pairs[:0:-1])
         self.up.append(last)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+    def forward(self, x: Tensor, differences: Tensor) -> Tensor:
         inputs = [x]
-        x = x + functional.interpolate(self.told(told), x.shape[-1])
+        x = x + functional.interpolate(self.told(differences), x.shape[-1])
         for block in self.down:
             x = block(x)
             inputs.append(x)
@@ -112,8 +112,8 @@ class PixelsToChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not channels_last(x):
             return functional.pixel_unshuffle(x, 2)
-        places: Tensor = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
-        return places.permute(0, 1, 3, 5, 2, 4).flatten(3).movedim(-1, 1)
+        cells: Tensor = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
+        return cells.permute(0, 1, 3, 5, 2, 4).flatten(3).movedim(-1, 1)
 
 
 class ChannelsToPixels(nn.Module):
@@ -122,8 +122,8 @@ class ChannelsToPixels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not channels_last(x):
             return functional.pixel_shuffle(x, 2)
-        places: Tensor = x.movedim(1, -1).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
-        return places.permute(0, 1, 4, 2, 5, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
+        cells: Tensor = x.movedim(1, -1).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
+        return cells.permute(0, 1, 4, 2, 5, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
 
 
 class FitChannels(nn.Module):

@@ -1,4 +1,4 @@
-"""Discriminator D with its gradient penalty, METHOD (2)."""
+"""Discriminator D with its gradient penalty (docs/method.md, eq. 2)."""
 
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ class Discriminator(nn.Module):
         """
         if self.couples_samples:
             of_real, of_fake = self.score(real), self.score(fake)
-        else:  # the large weights of the last blocks are read once for both
+        else:  # one pass over the large weights of the last blocks
             of_real, of_fake = self.score(torch.cat([real, fake])).chunk(2)
         penalty = self.penalty_of(real, fake, position) if penalised else torch.zeros_like(of_real)
         return DiscriminatorOutput(of_real, of_fake, penalty)

@@ -1,7 +1,9 @@
-"""Perceptual network P: the frozen front of a VGG and its tapped layers, METHOD (4) and (5).
+"""Perceptual network P: the frozen front of a VGG and its tapped layers (docs/method.md, eq. 4 and 5).
 
-The scale of the features decides how much the perceptual terms weigh (METHOD, "Feature scale decides everything"),
+The scale of the features decides how much the perceptual terms weigh (docs/method.md, "The scale of the features"),
 so every tapped layer carries a factor, measured once on real images.
+
+torchvision.models takes a second to import, and a bundle needs only `FeatureScales`: it is imported where it is used.
 """
 
 import pickle
@@ -12,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model_weights, vgg
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
@@ -23,7 +24,7 @@ STACKS = {"vgg16": "D", "vgg19": "E"}
 TAPS = {"vgg16": (0, 5, 10, 17, 24), "vgg19": (0, 5, 10, 19, 28)}
 """Positions of conv1_1 .. conv5_1 in torchvision's `features`; each is followed by its ReLU, which is tapped."""
 OXFORD_RMS = (40.7, 241.0, 450.0, 346.0, 85.0)
-"""RMS after ReLU of Oxford's VGG-16 on real faces, conv1_1 .. conv5_1 (METHOD)."""
+"""RMS after ReLU of Oxford's VGG-16 on real faces, conv1_1 .. conv5_1."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RANDOM_SEED = 0
 
@@ -48,6 +49,8 @@ class PerceptualNetwork(nn.Module):
     std: Tensor
 
     def __init__(self, config: PerceptualConfig) -> None:
+        from torchvision.models import vgg
+
         super().__init__()
         self.config = config
         taps = TAPS[config.arch]
@@ -73,7 +76,9 @@ class PerceptualNetwork(nn.Module):
         for position, layer in enumerate(self.features):
             x = layer(x)
             if position in self.taps:
-                tapped.append(x * self.scales.factor[len(tapped), None])  # of one dimension: half precision is widened
+                tapped.append(
+                    x * self.scales.factor[len(tapped), None]
+                )  # (1,), not (): float16 features become float32
         return tapped
 
     @torch.no_grad()
@@ -110,7 +115,7 @@ def weights_path(config: PerceptualConfig) -> Path:
         UserError: if it is not there, with the command that fetches it.
     """
     if config.weights == "imagenet":
-        path = Path(torch.hub.get_dir()) / "checkpoints" / imagenet_url(config.arch).rsplit("/", 1)[-1]
+        path = _in_torch_cache(imagenet_url(config.arch))
         if not path.is_file():
             raise UserError(
                 f"{path}: the ImageNet weights of {config.arch} are not there; run "
@@ -130,6 +135,8 @@ def weights_path(config: PerceptualConfig) -> Path:
 
 def imagenet_url(arch: str) -> str:
     """Where torchvision publishes its ImageNet weights of `arch`."""
+    from torchvision.models import get_model_weights
+
     url: str = get_model_weights(arch).IMAGENET1K_V1.url
     return url
 
@@ -141,8 +148,8 @@ def fetch_weights(arch: Arch) -> Path:
         UserError: if the download fails; nothing is left half-written.
     """
     url = imagenet_url(arch)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    begins_with = path.stem.rsplit("-", 1)[-1]  # as torchvision names its files
+    path = _in_torch_cache(url)
+    begins_with = path.stem.rsplit("-", 1)[-1]  # of its SHA-256, as torchvision names its files
     if not path.is_file() or not files.sha256(path).startswith(begins_with):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,6 +157,10 @@ def fetch_weights(arch: Arch) -> Path:
         except (OSError, RuntimeError) as error:
             raise UserError(f"{url}: could not be fetched: {error}; run this where there is internet") from None
     return path
+
+
+def _in_torch_cache(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def _load(features: nn.ModuleList, path: Path, arch: str) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: whole and checked, or not there.
+"""Checkpoints: whole and checked, or not there; and the run folder they are in.
 
 Layout of one: `step-00001000/` with `model.safetensors` (weights, averages, buffers), `optimizers.pt` (loadable
 with `weights_only=True`), `state.json` (step, configuration, data) and `manifest.json` (SHA-256 of the others).
@@ -25,6 +25,11 @@ from pipeline.common import files
 from pipeline.common.errors import UserError
 
 WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
+LEFTOVERS = (
+    *(".*-????????.tmp.*", ".bundle.tmp", ".evaluation.tmp"),
+    *("*/checkpoints/.step-????????.*", "*/not-finite-step-*/.*-????????.tmp.json"),
+)
+"""In a run folder, what a killed job may leave half-written."""
 
 
 @dataclass(frozen=True)
@@ -53,45 +58,37 @@ def save(
     """Write `folder/step-N` and, of it and earlier ones, drop all but the newest `keep`.
 
     Raises:
-        UserError: if a weight is not finite, or the disk says no; what was there before is untouched.
+        UserError: if a weight is not finite, or writing fails; what was there before is untouched.
     """
     path = folder / f"step-{step:08d}"
     bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if bad:
         raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
-    temporary = folder / f".{path.name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
-        torch.save(optimizers, temporary / OPTIMIZERS)
-        (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2))
-        shutil.copymode(temporary / STATE, temporary / WEIGHTS)  # safetensors lets nobody else read its files
-        sums = {name: files.sha256(temporary / name) for name in (WEIGHTS, OPTIMIZERS, STATE)}
-        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
-        for name in (WEIGHTS, OPTIMIZERS, STATE, MANIFEST):
-            files.fsync(temporary / name)
-        files.fsync(temporary)
-        shutil.rmtree(path, ignore_errors=True)  # there only if it failed to verify, or is being saved again
-        temporary.rename(path)
-        files.fsync(folder)
+        with files.replacing_folder(path) as temporary:
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
+            torch.save(optimizers, temporary / OPTIMIZERS)
+            (temporary / STATE).write_text(json.dumps({**state, "step": step}, indent=2))
+            shutil.copymode(temporary / STATE, temporary / WEIGHTS)  # safetensors lets nobody else read its files
+            sums = {name: files.sha256(temporary / name) for name in (WEIGHTS, OPTIMIZERS, STATE)}
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch does not pass the system's reason on.
+        # torch does not tell the system's reason.
         reason = f"{error} (is the disk full?)" if isinstance(error, RuntimeError) else str(error)
         raise UserError(f"{path}: the checkpoint could not be written: {reason}; earlier ones are intact") from None
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    # Those of later steps did not verify, or this would not have been trained: they take nobody's place.
+    # Those of later steps did not verify, or this step would not have been trained again: they do not count.
     for old in [each for each in steps(folder) if each <= path][:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # NFS keeps a file that is open elsewhere; the next save tries again
     return path
 
 
+def folder_of(run_dir: Path, stage: str) -> Path:
+    """Where the checkpoints of a stage are."""
+    return run_dir / stage / "checkpoints"
+
+
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first, verified or not; a copy of another name is the user's."""
+    """The checkpoints in `folder`, oldest first, verified or not; folders with other names are the user's."""
     return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
 
 
@@ -123,7 +120,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and why each newer one was passed over.
 
     Raises:
-        UserError: if there are checkpoints, but none verifies: starting over would lose them in silence.
+        UserError: if there are checkpoints, but none verifies: starting over in silence would lose them.
     """
     passed_over: list[str] = []
     for path in reversed(steps(folder)):
@@ -155,9 +152,9 @@ def find(path: Path) -> Checkpoint:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this job, without what a killed one left half-written in it.
+    """Hold the run folder for this job, and remove what a killed one left half-written in it.
 
-    The lock goes when the process does, however it ends.
+    The lock ends with the process, however that ends.
 
     Raises:
         UserError: if another job holds it, or it cannot be written.
@@ -172,7 +169,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise UserError(f"{run_dir}: another job is running here; wait for it, or set another run_dir") from None
-    except OSError as error:  # as on Lustre mounted without them
+    except OSError as error:  # as on Lustre mounted without locks
         print(
             f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other job runs here",
             file=sys.stderr,
@@ -180,19 +177,25 @@ def claimed(run_dir: Path) -> Iterator[None]:
         )
     _held.add(descriptor)
     try:
-        for left in list(run_dir.rglob(".*.tmp*")):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)  # gone with its folder
+        _remove_leftovers(run_dir.resolve())
         yield
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
 
 
+def _remove_leftovers(run_dir: Path) -> None:
+    for left in (path for pattern in LEFTOVERS for path in run_dir.glob(pattern)):
+        if left.resolve() != left:  # a link, or behind one: not ours
+            continue
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 _held: set[int] = set()
 
 
 def _release_in_child() -> None:
-    """A loader's worker that outlives a killed job by seconds would hold its lock as long."""
+    """Otherwise a loader's worker that outlives a killed job by seconds would hold its lock as long."""
     while _held:
         os.close(_held.pop())
 

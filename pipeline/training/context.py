@@ -16,7 +16,7 @@ SHOWN_IMAGES = 32
 
 
 @dataclass(frozen=True)
-class Setup:
+class Context:
     """What a stage and the loop work on."""
 
     config: Config
@@ -30,7 +30,7 @@ class Setup:
 
         Raises:
             UserError: naming an image that cannot be read.
-            Interrupted: by a signal; the source may keep one waiting.
+            Interrupted: by a signal; the images may come from a slow source.
         """
         size = self.config.training.micro_batch_size
         with self.runtime.ranks.signals.waiting():
@@ -42,7 +42,7 @@ class Setup:
         return self.held_out.first(SHOWN_IMAGES)
 
     def read_ahead(self) -> None:
-        """Before the first step what later ones need: an image that cannot be read shall not cost any.
+        """Before the first step, read the images that later steps need: one that cannot be read stops the run now.
 
         Raises:
             UserError, Interrupted: as `calibration`.
@@ -55,7 +55,7 @@ class Setup:
     def order(self) -> Order:
         training = self.config.training
         return Order(
-            count=len(self.train) if isinstance(self.train, FaceImages) else 1,  # of a stream only places and flips
+            count=len(self.train) if isinstance(self.train, FaceImages) else 1,  # a stream has no length and needs none
             seed=self.config.seed,
             global_batch_size=training.global_batch_size,
             micro_batch_size=training.micro_batch_size,

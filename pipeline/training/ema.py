@@ -1,4 +1,4 @@
-"""What turns weights in training into weights for use: a moving average, and BatchNorm's population statistics."""
+"""The weights that are used after training: a moving average, with BatchNorm's statistics measured anew."""
 
 import copy
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from pipeline.models.autoencoder import FusionAutoencoder
 
 
 class MovingAverage:
-    """Exponential moving average of the parameters of a module; `module` is the one to use.
+    """Exponential moving average of the parameters of E and G; `module` is the one to use.
 
-    The decay grows from 0.1 as (1 + step) / (10 + step), so that the random start is soon forgotten.
+    The decay grows as (1 + step) / (10 + step) up to `decay`, so that the random start is soon forgotten.
     A decay of 0 means no average: `module` is then the trained module itself.
     """
 
@@ -22,10 +22,11 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the trained parameters after `step` steps."""
+        """Take in the trained parameters after `step` steps, those of pre-training included."""
         if self.decay:
             decay = min(self.decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.module.parameters()), list(self.trained.parameters()), 1 - decay)
+            for average, trained in zip(self.module.parameters(), self.trained.parameters(), strict=True):
+                average.lerp_(trained, 1 - decay)
 
     def modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds of E and G."""
@@ -37,8 +38,7 @@ class MovingAverage:
 def calibrate_batch_norm(module: nn.Module, batches: Iterable[tuple[Tensor, ...]]) -> None:
     """Set the running statistics of every BatchNorm to their mean over `batches`, at the present weights.
 
-    The statistics that training leaves behind depend on the number of ranks and belong to the weights of many
-    steps, not to these, and not to an average.
+    The statistics that training leaves behind depend on the number of ranks, and mix those of many earlier weights.
 
     Args:
         batches: arguments of the module's forward.

@@ -34,30 +34,19 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         raise UserError(f"{path}: exists and is not a bundle; remove it or name another folder")
     config = configuration.validate(found.state["config"], str(found.path))
     trained = provenance(found)
-    scales = found.module("perceptual") or FeatureScales().state_dict()  # pre-training knows no scales
+    scales = found.module("perceptual") or FeatureScales().state_dict()  # pre-training has none
     weights = {f"model.{key}": value for key, value in found.module(trained["weights"]).items()}
     weights |= {f"scales.{key}": value for key, value in scales.items()}
     info = {"format": FORMAT, "latentfuse": pipeline.__version__, "config": config.as_dict(), "trained": trained}
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_torch_state_dict(weights, temporary, max_shard_size=max_shard_size, metadata={"format": "pt"})
-        files.write_json(temporary / "config.json", info)
-        files.write_text(temporary / "README.md", _model_card(config, trained))
-        for written in temporary.iterdir():
-            shutil.copymode(temporary / "config.json", written)  # safetensors lets nobody else read its files
-            files.fsync(written)
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        files.fsync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        with files.replacing_folder(path) as temporary:
+            save_torch_state_dict(weights, temporary, max_shard_size=max_shard_size, metadata={"format": "pt"})
+            files.write_json(temporary / "config.json", info)
+            files.write_text(temporary / "README.md", _model_card(config, trained))
+            for written in temporary.iterdir():
+                shutil.copymode(temporary / "config.json", written)  # safetensors lets nobody else read its files
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: the bundle could not be written: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_bundle(path: Path) -> bool:

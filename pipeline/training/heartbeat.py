@@ -1,7 +1,7 @@
 """A thread on every rank that sees what a rank in a collective cannot: the file STOP, a dead launcher, a lost rank.
 
-A process that dies closes its connections, and the others notice in the next collective. A machine that vanishes,
-or hangs, closes nothing: hence heartbeats, through the store that the ranks met at.
+A process that dies closes its connections, and the others notice in the next collective. A machine that vanishes
+or hangs closes nothing. So every rank also sends heartbeats, through the store at which the ranks met.
 """
 
 import os
@@ -19,16 +19,16 @@ from pipeline.common import signals
 from pipeline.common.errors import LostRank
 
 STOP = "STOP"
-"""A file of this name in the run folder stops the run as SIGUSR1 would; it is taken away."""
+"""A file of this name in the run folder stops the run as SIGUSR1 would; it is then removed."""
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 3.0
 PATIENCE_SECONDS = 35.0
-"""A rank silent for longer is lost. With the store's own patience, all are gone within 60 s."""
+"""A rank without a heartbeat for so long is lost. With the store's own time limit, all have ended within 60 s."""
 STORE_SECONDS = 10.0
 
 
-class Lived:
-    """A clock that stands still while this process does: a job that SLURM suspends loses no rank by that."""
+class RunningClock:
+    """A clock that stands still while this process is suspended: a job that SLURM suspends loses no rank by that."""
 
     def __init__(self) -> None:
         self._seconds, self._last = 0.0, time.monotonic()
@@ -43,44 +43,44 @@ class Lived:
         self._last = now
 
 
-class Watch:
-    """Started once the ranks have met; `end` it before the first of them leaves in order."""
+class Monitor:
+    """The thread; started once the ranks have met. `end` it before the first of them leaves in order."""
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, on_loss: Callable[[str], None]) -> None:
         self.stop_file = run_dir / STOP if rank == 0 else None
-        self._lived = Lived()
-        self.hearts = Hearts(rank, world_size, now=self._lived.seconds) if world_size > 1 else None
+        self._clock = RunningClock()
+        self.heartbeat = Heartbeat(rank, world_size, now=self._clock.seconds) if world_size > 1 else None
         self.on_loss = on_loss
         self._launched = "TORCHELASTIC_RUN_ID" in os.environ
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def end(self) -> None:
         self._ended.set()
         self._thread.join()
-        if self.hearts:
-            self.hearts.end()
+        if self.heartbeat:
+            self.heartbeat.end()
 
-    def _watch(self) -> None:
+    def _look(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
-            self._lived.tick()
-            if self.stop_file is not None and _is_there(self.stop_file):
-                with suppress(OSError):  # one that cannot be taken away stops the run all the same
+            self._clock.tick()
+            if self.stop_file is not None and os.path.exists(self.stop_file):  # False where the file system fails, too
+                with suppress(OSError):  # one that cannot be removed stops the run all the same
                     self.stop_file.unlink()
                 signals.request(f"the file {self.stop_file}")
             if self._launched and os.getppid() != signals.PARENT:
                 self._launched = False  # once is enough
                 signals.request("the death of its launcher")
-            lost = self.hearts.lost() if self.hearts else None
+            lost = self.heartbeat.lost() if self.heartbeat else None
             if lost and not self._ended.is_set():
                 self.on_loss(lost)
 
 
-class Hearts:
-    """Each rank counts up a number of its own; rank 0 watches all of them, the others watch rank 0 and its verdict.
+class Heartbeat:
+    """Each rank counts up a number of its own; rank 0 reads all of them, the others read rank 0's, and its verdict.
 
-    In a thread of its own: a store whose machine hangs does not answer, and has no time limit.
+    In another thread than `Monitor`: a store whose machine hangs does not answer, and has no time limit.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Hearts:
         self._thread.join(BEAT_SECONDS)
 
     def beat(self) -> None:
-        """Show that this rank lives."""
+        """Show that this rank is alive."""
         self._count += 1
         self.store.set(str(self.rank), str(self._count))
         self._answered = self._now()
 
     def look(self) -> str | None:
-        """What is lost as far as the store knows."""
+        """What is lost, as far as the store tells."""
         if self.rank and self.store.check(["lost"]):
             return str(self.store.get("lost").decode())
         beats = self.store.multi_get([str(rank) for rank in self.watched])  # waits for ranks that have yet to come
@@ -140,17 +140,9 @@ class Hearts:
             try:
                 self.beat()
                 self._verdict = self._verdict or self.look()
-            except RuntimeError:  # the store went with the rank, or the launcher, that kept it
+            except RuntimeError:  # the rank or launcher that kept the store is gone
                 self._verdict = "rank 0 or its launcher cannot be reached"
                 return
-
-
-def _is_there(path: Path) -> bool:
-    """A file system that fails for a moment is no reason to stop watching."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def leave(message: str) -> None:

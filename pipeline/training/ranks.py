@@ -1,27 +1,26 @@
 """What the ranks agree on besides gradients: that one is asked to stop, that one has failed, what the main rank did.
 
-All of it goes through a group of its own on the CPU, which neither waits for the GPU nor counts as its work.
+All of it goes through a process group of its own on the CPU, which does not wait for the GPU.
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import distributed
 
 from pipeline.common import signals
 from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
-from pipeline.training.heartbeat import Watch
+from pipeline.training.heartbeat import Monitor
 
 PATIENCE = timedelta(days=1)
-"""The main rank may shard a data set while the others wait; whether it lives is the watch's business."""
+"""The main rank may shard a data set while the others wait; heartbeats tell whether it is alive."""
 SIGNALS = (signal.SIGINT, *signals.PREEMPTIONS)
 NETWORK = ("gloo", "NCCL")
-"""What messages of a broken collective hold."""
+"""Words in the messages of a broken collective."""
 
 T = TypeVar("T")
 
@@ -46,22 +45,22 @@ class Ranks:
         Raises:
             LostRank: if a collective in the block fails because another rank has gone.
         """
-        watch = Watch(run_dir, self.rank, self.world_size, on_loss)
+        monitor = Monitor(run_dir, self.rank, self.world_size, on_loss)
         self.signals.start()
         self._agreed = False
         try:
-            with self.losses_named():
+            with self.lost_ranks_named():
                 yield
             self._agreed = True
         finally:
-            watch.end()
+            monitor.end()
             if self._agreed and self._group is not None:
                 with suppress(RuntimeError):
-                    distributed.barrier(self._group)  # none leaves while another still listens for its heart
+                    distributed.barrier(self._group)  # no rank leaves while another expects its heartbeat
             self.signals.end()
 
     @contextmanager
-    def losses_named(self) -> Iterator[None]:
+    def lost_ranks_named(self) -> Iterator[None]:
         """Raises LostRank where a collective in the block fails because another rank has gone."""
         try:
             yield
@@ -73,7 +72,7 @@ class Ranks:
             raise LostRank("lost another rank; the newest checkpoint is whole, the same command resumes") from error
 
     def agree(self, failure: Exception | None = None) -> None:
-        """Tell the other ranks of a failure or a signal here, and hear of theirs.
+        """Tell the other ranks of a failure or a signal here, and learn of theirs.
 
         Raises:
             Interrupted: on the main rank, when any rank was signalled.
@@ -86,17 +85,17 @@ class Ranks:
             if self.signals.number:
                 raise signals.interruption(self.signals.number)
             return
-        votes = torch.tensor([failure is not None, *(self.signals.number == number for number in SIGNALS)])
-        votes = votes.to(torch.int64)
-        distributed.all_reduce(votes, group=self._group)
-        failed, *signalled = votes.tolist()
-        if failed:
-            self._raise_failures(failure)
-        for number, count in zip(SIGNALS, signalled, strict=True):
-            if count:
-                self._agreed = True
+        told: list[Any] = [None] * self.world_size
+        mine = (None if failure is None else _text(failure), self.signals.number)
+        distributed.all_gather_object(told, mine, group=self._group)
+        texts, numbers = zip(*told, strict=True)
+        stop: Exception | Interrupted | None = _one_error(texts)
+        for number in SIGNALS:
+            if stop is None and number in numbers:
                 stop = signals.interruption(number)
-                raise stop if self.is_main else StoppedElsewhere(stop.exit_code)
+        if stop is not None:
+            self._agreed = True
+            raise stop if self.is_main else StoppedElsewhere(getattr(stop, "exit_code", 2))
 
     def together(self, work: Callable[[], T]) -> T:
         """Every rank does `work`, without collectives inside; where it fails or is stopped on one, all of them stop.
@@ -145,16 +144,12 @@ class Ranks:
         value: T = result
         return value
 
-    def _raise_failures(self, failure: Exception | None) -> None:
-        told: list[str | None] = [None] * self.world_size
-        distributed.all_gather_object(told, None if failure is None else _text(failure), group=self._group)
-        self._agreed = True
-        if not self.is_main:
-            raise StoppedElsewhere(2)
-        distinct = dict.fromkeys(text for text in told if text is not None)
-        if len(distinct) == 1 and None not in told:
-            raise UserError(*distinct)
-        raise UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(told) if text is not None))
+
+def _one_error(texts: Sequence[str | None]) -> UserError | None:
+    """One error of what each rank failed with, if any did."""
+    if len(set(texts)) == 1:
+        return UserError(texts[0]) if texts[0] else None
+    return UserError("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text is not None))
 
 
 def _is_network(error: RuntimeError) -> bool:

@@ -1,6 +1,6 @@
 """`status.json` in the run folder: how the job stands, for whoever cannot see its exit code.
 
-A launcher that reports 1 whatever its ranks returned is such a one. A job that was killed leaves it at `running`.
+Some launchers report 1 whatever their ranks returned. A job that was killed leaves it at `running`.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""What is seen of a run: means of every term, reduced across ranks, in TensorBoard and on the terminal."""
+"""What a run shows of itself: means of every term over all ranks, in TensorBoard and on the terminal."""
 
 import threading
 import time
@@ -16,13 +16,13 @@ from pipeline.common.files import os_errors_named
 from pipeline.training.runtime import Runtime
 
 SHOWN = ("loss/total", "loss/autoencoder", "speed/images_per_second")
-"""What a line on the terminal tells; TensorBoard has the rest."""
+"""Scalars on the terminal; TensorBoard has all."""
 
 
 class Tracker:
     """Collects scalars on the device and sends them off once per log interval; only the main rank writes.
 
-    Constructed and flushed by every rank. What the disk refuses on the main rank stops all of them.
+    Constructed and flushed by every rank. A write that fails on the main rank stops all of them.
     """
 
     def __init__(self, folder: Path, runtime: Runtime, stage: str, step: int, total_steps: int) -> None:
@@ -33,7 +33,7 @@ class Tracker:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens in this block is waiting for data."""
+        """Count the time in this block as waiting for data."""
         asked = time.perf_counter()
         try:
             yield
@@ -54,11 +54,11 @@ class Tracker:
         """Reduce, write and print the means since the last call, and `others`, alike on every rank, as they are.
 
         Raises:
-            UserError: if the disk says no.
+            UserError: if it cannot be written.
         """
         if not self._steps:
             return {}
-        self.runtime.check()
+        self.runtime.optimizing.check()
         totals: dict[str, Tensor] = {}
         for group, sums_and_counts in self._sums.items():
             for name, sum_and_count in zip(group, sums_and_counts, strict=True):
@@ -69,8 +69,8 @@ class Tracker:
         seconds = time.perf_counter() - self._since
         means["speed/images_per_second"] = self._images / seconds
         means["speed/data_wait_share"] = self._waited / seconds
-        means["amp/loss_scale"] = self.runtime.loss_scale
-        means["amp/skipped_steps"] = float(self.runtime.skipped_steps)
+        means["amp/loss_scale"] = self.runtime.optimizing.loss_scale
+        means["amp/skipped_steps"] = float(self.runtime.optimizing.skipped)
         self._start_interval()
         self.runtime.ranks.on_main(lambda: self._write(means, step))
         return means
@@ -90,7 +90,7 @@ class Tracker:
     def _open(self, step: int) -> None:
         threading.excepthook = _leave_disk_errors_to_the_next_call
         with os_errors_named(self.folder):
-            # Events after the step that a run resumes from belong to a past that did not happen.
+            # Hide the events of steps that the resumed run makes again.
             self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def _write(self, means: Mapping[str, float], step: int) -> None:
@@ -111,6 +111,6 @@ class Tracker:
 
 
 def _leave_disk_errors_to_the_next_call(failed: threading.ExceptHookArgs) -> None:
-    """The writer's thread keeps its error for whoever writes next; Python would print a traceback besides."""
+    """The writer's thread keeps its error and raises it at the next write; Python would print a traceback, too."""
     if not isinstance(failed.exc_value, OSError):
         threading.__excepthook__(failed)

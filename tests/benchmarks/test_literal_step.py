@@ -9,19 +9,19 @@ from running import new_runtime, tiny_arguments, tiny_config
 
 from benchmarks.literal_step import LiteralStage, errors, main
 from pipeline.cli.bench import step
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 
 ALL_ONES = ("fusion.mixture.endpoints=1", *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")))
 
 
-def setup_of(folder: Path, *overrides: str) -> Setup:
+def context_of(folder: Path, *overrides: str) -> Context:
     config = tiny_config(folder / "run", folder / "nowhere", *overrides)
-    return Setup(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
+    return Context(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
 
 
 def test_the_command_shows_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    setup_of(tmp_path)  # a fresh state of accelerate
+    context_of(tmp_path)  # a fresh state of accelerate
     sizes = ("training.global_batch_size=2", "training.micro_batch_size=2")
     arguments = tiny_arguments(tmp_path / "run", tmp_path / "nowhere", *sizes)
     out = tmp_path / "step.json"
@@ -37,19 +37,19 @@ def test_the_command_shows_both(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_half_precision_has_larger_errors(tmp_path: Path) -> None:
-    found = errors(setup_of(tmp_path, "training.mixed_precision=bf16"))
+    found = errors(context_of(tmp_path, "training.mixed_precision=bf16"))
     assert 1e-6 < found["loss/reconstruction"] < 0.1
     assert 1e-3 < found["gradient/autoencoder"] < 1
 
 
 def test_the_literal_step_computes_the_terms_of_ours(tmp_path: Path) -> None:
     """For Lambda = 1 everywhere C is A', and both name the same losses; BatchNorm apart, of equal size."""
-    setup = setup_of(tmp_path, *ALL_ONES)
+    context = context_of(tmp_path, *ALL_ONES)
     torch.manual_seed(0)
-    ours = FusionStage(setup, tmp_path)
+    ours = FusionStage(context, tmp_path)
     torch.manual_seed(0)
-    literal = LiteralStage(setup)
-    batch = step.random_batch(setup.order, 32)
+    literal = LiteralStage(context)
+    batch = step.random_batch(context.order, 32)
     terms, told = ours.step(0, batch), literal.step(0, batch)
     assert set(told) == set(ours.weights)
     assert float(told["adversarial"].detach()) == pytest.approx(float(terms["loss/adversarial"].detach()), rel=0.5)

@@ -29,7 +29,7 @@ from pipeline import load_bundle
 from pipeline.config.schema import LAYERS, Config
 from pipeline.data.shards.reader import ShardReader
 from pipeline.training import checkpoint
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
 
@@ -128,7 +128,7 @@ def test_pretraining_holds_no_memory_while_the_fusion_trains(
     alive: list[int] = []
     first, second = PretrainStage.__init__, FusionStage.__init__
 
-    def note(self: PretrainStage, setup: Setup) -> None:
+    def note(self: PretrainStage, setup: Context) -> None:
         first(self, setup)
         networks.append(weakref.ref(self.average.trained))
 

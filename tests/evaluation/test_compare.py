@@ -60,7 +60,7 @@ def test_other_faces_or_measures_are_refused(key: str, named: str, evaluated: Pa
 
 
 @pytest.mark.parametrize(("key", "value"), [("net", "another"), ("features", 2048), ("train_count", 3)])
-def test_crowds_that_were_measured_otherwise_are_refused(
+def test_realism_that_was_measured_otherwise_is_refused(
     key: str, value: object, evaluated: Path, tmp_path: Path
 ) -> None:
     other = changed(evaluated, tmp_path / "other")

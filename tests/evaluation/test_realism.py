@@ -1,13 +1,15 @@
-"""Distances of crowds whose distance is known."""
+"""FID and KID of features whose distance is known."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline.config.schema import PerceptualConfig
-from pipeline.evaluation.realism import eye, frechet, kernel, realism
+from pipeline.evaluation.image_pass import published_lpips
+from pipeline.evaluation.realism import feature_extractor, frechet, kernel, realism
 from pipeline.models.perceptual import PerceptualNetwork
 
 
@@ -41,7 +43,7 @@ def test_kernel_distance_is_unbiased_and_does_not_touch_the_generator() -> None:
     assert math.isnan(kernel(torch.rand(7, 2), torch.rand(90, 2), seed=0)[0])
 
 
-def test_fused_and_floor_are_crowds_of_one_size() -> None:
+def test_fused_and_floor_are_of_as_many_images() -> None:
     train, fused = gaussian(30, [0, 0], [1, 1], 0), gaussian(20, [3, 0], [1, 1], 1)
     reconstructed = torch.cat([gaussian(20, [0, 1], [1, 1], 2), torch.full((50, 2), 1e3)])
     found = realism(train, fused, reconstructed, seed=0)
@@ -52,18 +54,23 @@ def test_fused_and_floor_are_crowds_of_one_size() -> None:
 
 
 @torch.no_grad()
-def test_crowds_are_seen_alike_under_every_scale_of_features() -> None:
+def test_features_in_their_unit_do_not_depend_on_the_scale() -> None:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    seen = []
+    found = []
     for scale, calibrated in (("oxford", True), ("unit", True), ("unit", False), ("none", True)):
         network = PerceptualNetwork(PerceptualConfig(arch="vgg16", weights="random", feature_scale=scale))
         if calibrated:  # pre-training does not
             network.calibrate([images])
-        sight = eye(network, torch.device("cpu"))
-        features, unit = sight.see_training(images.split(3))
-        torch.testing.assert_close(features, sight.see(images), rtol=1e-3, atol=1e-3)
-        seen.append(features / unit)
+        extractor = feature_extractor(network, torch.device("cpu"))
+        features, unit = extractor.training_features(images.split(3))
+        torch.testing.assert_close(features, extractor.features(images), rtol=1e-3, atol=1e-3)
+        found.append(features / unit)
         if scale == "unit" and calibrated:
             assert unit == pytest.approx(1, rel=1e-5)
-    for others in seen[1:]:
-        torch.testing.assert_close(seen[0], others, rtol=1e-3, atol=1e-5)
+    for others in found[1:]:
+        torch.testing.assert_close(found[0], others, rtol=1e-3, atol=1e-5)
+
+
+def test_the_published_lpips_needs_weights_that_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert published_lpips(torch.device("cpu")) is None

@@ -54,18 +54,11 @@ def test_shares_of_a_layer_add_up_to_one() -> None:
 def test_corners_are_numbered_by_who_is_at_b() -> None:
     """Element n moves layer n alone, by as much as in no other pair."""
 
-    class Plain:
-        def generator(self, z: Tensor) -> Tensor:
-            return z
-
-        def fuse_latents(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
-            return latents.mix(z_a, z_b, lambda_)
-
     def one_channel_each(images: Tensor) -> list[Tensor]:
         return list(images.split(1, dim=1))
 
     z_a, z_b = torch.zeros(3, 5, 2, 2), torch.rand(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
-    worth = corner_distances(Plain(), one_channel_each, z_a, z_b, 5)  # type: ignore[arg-type]
+    worth = corner_distances(latents.mix, one_channel_each, z_a, z_b, 5)  # type: ignore[arg-type]
     assert worth.shape == (3, 32, 5)
     whole = layer_distances(one_channel_each(z_b), one_channel_each(z_a))
     torch.testing.assert_close(worth, coalitions(5).float()[None] * whole[:, None])

@@ -76,7 +76,7 @@ def test_several_weights_files_load_as_one(trained: Trained, tmp_path: Path) -> 
         pipeline.load_bundle(tmp_path / "parts")
 
 
-def test_takes_tensors_pictures_and_paths_alike(trained: Trained) -> None:
+def test_takes_tensors_pictures_paths_and_latents_alike(trained: Trained) -> None:
     bundle = pipeline.load_bundle(str(trained.bundle))
     a, b = trained.photographs
     tensors = [images.normalise(images.fit(images.read(path), 32)) for path in (a, b)]
@@ -87,6 +87,9 @@ def test_takes_tensors_pictures_and_paths_alike(trained: Trained) -> None:
     with Image.open(a) as picture_a, Image.open(b) as picture_b:
         from_pillow = bundle.fuse(picture_a, picture_b, [1, 0.5, 0, 0, 1])
     assert (from_pillow - expected).abs().max() < 0.02  # Pillow and torchvision round JPEGs differently
+    latents = [bundle.encode(path) for path in (a, b)]
+    assert torch.equal(bundle.fuse(*latents, [1, 0.5, 0, 0, 1]), expected)
+    assert torch.equal(bundle.fuse(a, latents[1], [1, 0.5, 0, 0, 1]), expected)
     batch = torch.stack(tensors)
     fused = bundle.fuse(batch, batch.flip(0), torch.tensor([[1, 0.5, 0, 0, 1], [0, 0, 0, 0, 0.0]]))
     torch.testing.assert_close(fused[:1], expected)
@@ -118,9 +121,22 @@ def test_every_shape_of_lambda(trained: Trained) -> None:
     ],
 )
 def test_a_lambda_that_does_not_fit_is_refused(trained: Trained, lambda_: Any, message: str) -> None:
+    """Whatever is fused: photographs or latents."""
     bundle = pipeline.load_bundle(trained.bundle)
-    with pytest.raises(UserError, match=message):
-        bundle.check_lambda(lambda_)
+    z = bundle.encode(trained.photographs[0])
+    for a in (z, trained.photographs[0]):
+        with pytest.raises(UserError, match=message):
+            bundle.fuse(a, z, lambda_)
+
+
+def test_batches_that_do_not_fit_each_other_are_refused(trained: Trained) -> None:
+    bundle = pipeline.load_bundle(trained.bundle)
+    z = torch.cat([bundle.encode(path) for path in trained.photographs])
+    for a, lambda_ in ((torch.cat([z, z[:1]]), 0.5), (z, torch.ones(3, 5))):
+        with pytest.raises(UserError, match="batches of 2, 3"):
+            bundle.fuse(a, z, lambda_)
+    many = bundle.fuse(z[:1], z[1:], torch.tensor([[1.0] * 5, [0.5] * 5]))  # one pair, two Lambdas
+    torch.testing.assert_close(many[1:], bundle.fuse(z[:1], z[1:], 0.5))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 32, 32), (32, 32), (1, 1, 3, 32, 32)])
@@ -172,10 +188,10 @@ def test_no_room_leaves_the_bundle_that_was_there(trained: Trained, bundle: Path
 def test_ctrl_c_leaves_the_bundle_that_was_there(
     trained: Trained, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.training.export._model_card", interrupt)
+    monkeypatch.setattr("pipeline.training.export.save_torch_state_dict", interrupt)
     latentfuse("export", trained.run, bundle).assert_one_line("Ctrl-C", code=130)
     assert listing(tmp_path) == {"bundle", *(f"bundle/{name}" for name in FILES)}
 

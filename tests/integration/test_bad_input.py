@@ -26,7 +26,6 @@ from pipeline import load_bundle
 from pipeline.common.errors import UserError
 from pipeline.data import images
 from pipeline.data.shards.reader import ShardReader
-from pipeline.training import checkpoint
 
 ORIENTATION = 0x0112
 
@@ -188,10 +187,6 @@ def test_a_configuration_that_is_none(tmp_path: Path, content: str) -> None:
     latentfuse("train", "--config", path).assert_one_line(str(path))
 
 
-def test_a_configuration_that_is_a_picture(trained: Trained) -> None:
-    latentfuse("train", "--config", trained.photographs[0]).assert_one_line("not valid YAML")
-
-
 def test_a_damaged_sample_stops_training_by_name(trained: Trained, tmp_path: Path) -> None:
     assert latentfuse("shard", trained.shards / "photographs", tmp_path / "s", "--split", "0.3").code == 0
     tar = tmp_path / "s" / "train" / "shard-000000.tar"
@@ -212,14 +207,6 @@ def test_no_room_for_a_checkpoint(trained: Trained, tmp_path: Path, limit: int) 
     result.assert_one_line(str(tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("step-*")) and not list((tmp_path / "run").rglob("*.tmp*"))
     assert latentfuse("pretrain", *arguments).code == 0, "with room it goes on"
-
-
-def test_no_room_for_shards(tmp_path: Path) -> None:
-    source, out = make_photographs(tmp_path / "source", 8), tmp_path / "out"
-    with file_size_limit(4_000):
-        latentfuse("shard", source, out, "--split", "0.3", "--workers", "1").assert_one_line("shard-000000.tar")
-    assert not list(out.rglob("*.tar")) and not list(out.rglob("manifest.json")) and not list(out.rglob(".*"))
-    assert latentfuse("shard", source, out, "--split", "0.3", "--workers", "1").code == 0
 
 
 @pytest.fixture
@@ -318,14 +305,3 @@ def test_a_mistake_as_a_process(trained: Trained, tmp_path: Path) -> None:
     arguments = ("fuse", trained.bundle, tmp_path / "x.jpg", tmp_path / "x.jpg", "-o", tmp_path / "y.png")
     finish(start(*arguments)).assert_one_line(str(tmp_path / "x.jpg"))
     assert listing(tmp_path) == {"x.jpg"}
-
-
-def test_the_checkpoint_that_was_there_outlives_a_full_disk(trained: Trained, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert latentfuse("pretrain", *tiny_arguments(run, trained.shards)).code == 0
-    longer = tiny_arguments(run, trained.shards, "training.pretrain_steps=8")
-    with file_size_limit(20_000):
-        result = latentfuse("pretrain", *longer)
-    result.assert_one_line("step-00000006", "earlier ones are intact")
-    saved, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert saved is not None and saved.step == 4 and not passed_over

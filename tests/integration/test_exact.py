@@ -26,16 +26,15 @@ RELATIVE = (1e-12, 1e-9)
 def in_float64_and_told() -> None:
     """Everything in float64; the gradients before every optimizer step, and the weights after it, go to a file."""
     from pipeline.training import loop
-    from pipeline.training.context import Setup
-    from pipeline.training.runtime import Runtime
+    from pipeline.training.optimizing import OptimizerSteps
 
     narrow()
     torch.set_default_dtype(torch.float64)
     gradients: dict[str, list[torch.Tensor]] = {}
     digests: list[str] = []
-    apply, run = Runtime.apply, loop.run
+    apply, run = OptimizerSteps.apply, loop.run
 
-    def tell(self: Runtime, optimizer: Any, what: str) -> torch.Tensor:
+    def tell(self: OptimizerSteps, optimizer: Any, what: str) -> torch.Tensor:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         step = torch.cat([p.grad.flatten() for p in parameters])
         assert step.dtype == torch.float64
@@ -45,11 +44,11 @@ def in_float64_and_told() -> None:
         digests.append(hashlib.sha256(weights).hexdigest())
         return norm
 
-    def and_save(stage: loop.Stage, setup: Setup) -> None:
-        run(stage, setup)
+    def and_save(stage: Any, context: Any) -> None:
+        run(stage, context)
         torch.save({"gradients": gradients, "digests": digests}, Path(os.environ["TOLD"]) / f"{os.environ['RANK']}.pt")
 
-    Runtime.apply = tell  # type: ignore[method-assign]
+    OptimizerSteps.apply = tell  # type: ignore[method-assign]
     loop.run = and_save
 
 

@@ -1,18 +1,21 @@
 """Kill -9 at any moment: every restart resumes, and the end is the same, bit for bit."""
 
+import itertools
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from forking import Started, narrow, narrow_and_scaled, random_moments, start_command, start_ranks
-from running import Trained, assert_equal_bits, tiny_arguments
+from accelerate import Accelerator
+from forking import Started, narrow, on_a_slow_disk, start_command, start_ranks
+from running import PATIENCE, Trained, assert_equal_bits, tiny_arguments
 
-from pipeline.common import files
 from pipeline.training import checkpoint
 
 RUN = (
@@ -25,16 +28,16 @@ RUN = (
 )
 
 
-def narrow_scaled_and_slow_to_save() -> None:
-    """A disk on which many kills hit a save."""
-    narrow_and_scaled()
-    flush = files.fsync
+def with_a_loss_scaler() -> None:
+    """As fp16 has one, on the CPU: its state must survive like the rest. On a disk on which many kills hit a save."""
+    on_a_slow_disk()
+    construct = Accelerator.__init__
 
-    def slow(path: Path) -> None:
-        time.sleep(0.02)
-        flush(path)
+    def with_scaler(self: Any, *positional: Any, **named: Any) -> None:
+        construct(self, *positional, **named)
+        self.scaler = torch.amp.grad_scaler.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
 
-    files.fsync = slow
+    Accelerator.__init__ = with_scaler
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Job:
     ranks: int = 1
     options: tuple[str, ...] = ()
     scaled: bool = True
-    prepare: Callable[[], None] = narrow_scaled_and_slow_to_save
+    prepare: Callable[[], None] = with_a_loss_scaler
 
     def start(self, folder: Path, run: Path) -> list[Started]:
         arguments = tiny_arguments(run, self.shards, *RUN, *self.options)
@@ -70,8 +73,9 @@ def kill_until_done(folder: Path, job: Job, seed: int, longest: float, kills: in
     """Start again after each kill, until a run finishes or enough were killed; returns kills, and those in a save."""
     run, ranks, in_save = folder / "run", job.ranks, 0
     before = {"pretrain": 0, "train": 0}
-    for killed, moment in enumerate(random_moments(seed, longest)):
-        allowed = moment if killed < kills else 90
+    chance = random.Random(seed)
+    for killed in itertools.count():
+        allowed = chance.uniform(0, longest) if killed < kills else PATIENCE
         started = job.start(folder / str(killed), run)
         deadline = time.monotonic() + allowed
         while time.monotonic() < deadline and any(each.process.exitcode is None for each in started):
@@ -143,11 +147,11 @@ def test_a_kill_leaves_no_process_and_no_lock(trained: Trained, tmp_path: Path) 
     run, endless = tmp_path / "run", ("training.pretrain_steps=100000", "data.workers=2")
     arguments = ("pretrain", *tiny_arguments(run, trained.shards, *endless))
     first = start_command(tmp_path / "first", *arguments)
-    first.wait_for(lambda: "saved" in first.text())
+    first.wait_for_text("saved")
     first.signal(signal.SIGKILL)  # the trainer alone: its loader's workers must notice
     first.finish()
     second = start_command(tmp_path / "second", *arguments)
-    second.wait_for(lambda: "resumed from" in second.text())
+    second.wait_for_text("resumed from")
     assert first.group_is_gone()
     second.signal(signal.SIGTERM)
     assert second.finish().code == 75 and second.group_is_gone()

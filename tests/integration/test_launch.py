@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DistributedType
-from running import REPOSITORY, Result, finish, make_shards, scalars, tiny_arguments, wait_for
-from test_distributed import free_port
+from forking import start_server
+from running import REPOSITORY, Result, finish, free_port, make_shards, scalars, tiny_arguments, wait_for
 
 from pipeline.training import checkpoint
 
@@ -56,7 +56,8 @@ esac
 class Cluster:
     """A node of two tasks; `job` starts a script as SLURM does: a copy of it, in the folder of the submission."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: Path) -> None:
+        self.environment = environment
         self.stand_ins = folder / "stand-ins"
         self.stand_ins.mkdir(parents=True)
         self.program("srun", SRUN)
@@ -77,7 +78,7 @@ class Cluster:
             "SLURM_NTASKS": 2,
             "SLURM_CPUS_PER_TASK": 1,
         }
-        settings: dict[str, Any] = {**slurm, "VENV": sys.prefix, "STAND_INS": self.stand_ins, **variables}
+        settings: dict[str, Any] = {**slurm, "VENV": self.environment, "STAND_INS": self.stand_ins, **variables}
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
         return subprocess.Popen(
             ["bash", str(spooled), *arguments],
@@ -91,6 +92,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
 
     def lines(self, name: str) -> list[str]:
@@ -103,9 +105,15 @@ class Cluster:
             os.kill(int(pid), number)
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the place of a virtual environment: `bin/latentfuse` starts in an instant."""
+    return start_server(tmp_path_factory.mktemp("environment")).parents[1]
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Cluster:
-    return Cluster(tmp_path)
+def cluster(tmp_path: Path, environment: Path) -> Cluster:
+    return Cluster(tmp_path, environment)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -118,8 +126,9 @@ def test_scripts_are_sound(path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-def test_all_scripts_are_found() -> None:
+def test_every_file_is_tested() -> None:
     assert {path.name for path in SCRIPTS} >= {"train.sbatch", "shard.sbatch", "rank.sh", "results_gpu.sh", "run"}
+    assert {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()} == {"gpu1", "node8", "nodes"}
 
 
 @pytest.mark.parametrize(("name", "processes", "machines"), [("gpu1", 1, 1), ("node8", 8, 1), ("nodes", 16, 2)])
@@ -129,11 +138,6 @@ def test_accelerate_reads_its_files(name: str, processes: int, machines: int) ->
     assert (read.num_processes, read.num_machines, read.mixed_precision) == (processes, machines, "fp16")
     assert read.distributed_type == (DistributedType.NO if processes == 1 else DistributedType.MULTI_GPU)
     assert not read.use_cpu
-
-
-def test_every_file_of_accelerate_is_tested() -> None:
-    found = {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()}
-    assert found == {"gpu1", "node8", "nodes"}
 
 
 def test_a_rank_is_told_its_place(cluster: Cluster) -> None:
@@ -159,21 +163,16 @@ def test_a_rank_is_told_its_place(cluster: Cluster) -> None:
 
 def test_signalled_ranks_save_and_the_same_job_goes_on(tmp_path: Path, cluster: Cluster) -> None:
     run, local, shards = tmp_path / "run", tmp_path / "local", make_shards(tmp_path / "shards")
-    steps = ("training.pretrain_steps=150", "training.fusion_steps=2", "tracking.checkpoint_every=1000")
-    batch = ("training.micro_batch_size=2", "tracking.log_every=50", "tracking.image_every=1000")
+    steps = ("training.pretrain_steps=100000", "training.fusion_steps=2", "tracking.checkpoint_every=1000")
+    batch = ("training.micro_batch_size=2", "tracking.image_every=100000")
     _, config, *settings = tiny_arguments(run, shards, *steps, *batch)
     variables = {"CONFIG": config, "RUN_DIR": run, "SHARDS": shards, "LOCAL": local, "PRECISION": "no"}
 
-    def job(**more: object) -> "subprocess.Popen[str]":
-        port = free_port()
-        return cluster.job("train.sbatch", *settings[4:], MASTER_PORT=port, **variables, **more)
+    def job(*more: str, **others: object) -> "subprocess.Popen[str]":
+        return cluster.job("train.sbatch", *settings[4:], *more, MASTER_PORT=free_port(), **variables, **others)
 
     process = job()
-
-    def has_begun() -> bool:
-        return any(events.stat().st_size > 500 for events in (run / "tensorboard").rglob("events*"))
-
-    wait_for(has_begun, process)
+    wait_for(lambda: any(events.stat().st_size > 500 for events in (run / "tensorboard").rglob("events*")), process)
     cluster.signal_step(signal.SIGUSR1)
     stopped = finish(process)
     assert stopped.code == 75, stopped
@@ -181,12 +180,13 @@ def test_signalled_ranks_save_and_the_same_job_goes_on(tmp_path: Path, cluster: 
     assert "exit code 75: to be queued again" in stopped.out
     assert cluster.lines("requeued") == ["4711"]
     saved, _ = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert saved is not None and 1 <= saved.step < 150
+    assert saved is not None and saved.step >= 1
 
-    resumed = finish(job(SLURM_RESTART_COUNT=1))
+    end = saved.step + 2
+    resumed = finish(job("--set", f"training.pretrain_steps={end}", SLURM_RESTART_COUNT=1))
     assert resumed.code == 0, resumed
     assert f"pretrain: resumed from {saved.path}" in resumed.out
-    assert "pretrain 150/150" in resumed.out and "train 2/2" in resumed.out
+    assert f"pretrain {end}/{end}" in resumed.out and "train 2/2" in resumed.out
     assert checkpoint.find(run).step == 2 and list(scalars(run, "train")["loss/total"])[-1] == 2
     assert cluster.lines("requeued") == ["4711"], "not a second time"
     commands = [" ".join(line.split()[:3]) for line in cluster.lines("steps")]

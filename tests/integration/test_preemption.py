@@ -8,54 +8,60 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forking import Started, children, free_port, narrow, start_command, start_ranks
+from forking import Started, narrow, on_a_slow_disk, start_command, start_ranks, until_released
 from running import (
     Trained,
+    accelerate_launch,
+    children,
     finish,
+    free_port,
     gone,
     latentfuse,
     listing,
     make_photographs,
+    scalars,
     start,
     tiny_arguments,
     wait_for,
 )
 
 from pipeline.training import checkpoint
+from pipeline.training import heartbeat as watch
 
 ENDLESS = ("training.pretrain_steps=100000", "tracking.checkpoint_every=100000", "tracking.image_every=100000")
 
 
+def saved_step(run: Path, stage: str = "pretrain") -> checkpoint.Checkpoint:
+    saved, passed_over = checkpoint.newest(run / stage / "checkpoints")
+    assert saved is not None and saved.step >= 1 and not passed_over
+    return saved
+
+
 def test_sigterm_saves_and_the_same_command_resumes(trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("run", *tiny_arguments(run, trained.shards, *ENDLESS, "data.workers=1"))
-    wait_for(lambda: list((run / "tensorboard").rglob("events*")), process)
-    time.sleep(0.3)
+    arguments = tiny_arguments(run, trained.shards, *ENDLESS, "data.workers=1")
+    job = start_command(tmp_path / "job", "run", *arguments, prepare=narrow)
+    job.wait_for_text("pretrain 1/")
     refused = latentfuse("pretrain", *tiny_arguments(run, trained.shards, *ENDLESS))
     refused.assert_one_line(str(run), "another job is running here")
-    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to the loader's workers too
-    result = finish(process)
+    job.signal_group(signal.SIGTERM)  # as a scheduler does: to the loader's workers too
+    result = job.finish()
     result.assert_one_line("stopped by SIGTERM; the same command resumes", code=75)
-    saved, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert saved is not None and saved.step >= 1 and not passed_over
+    saved = saved_step(run)
     assert f"pretrain: saved {saved.path}" in result.out
-    further = latentfuse("pretrain", *tiny_arguments(run, trained.shards, f"training.pretrain_steps={saved.step + 1}"))
+    again = (*arguments, "--set", f"training.pretrain_steps={saved.step + 1}")
+    further = start_command(tmp_path / "again", "pretrain", *again, prepare=narrow).finish()
     assert further.code == 0 and f"pretrain: resumed from {saved.path}" in further.out
 
 
 def test_ctrl_c_saves_and_exits_with_130(trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(
-        "train", *tiny_arguments(run, trained.shards, "training.fusion_steps=100000", *ENDLESS), "--init", trained.run
-    )
-    wait_for(lambda: list((run / "tensorboard").rglob("events*")), process)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGINT)
-    result = finish(process)
-    result.assert_one_line("stopped by SIGINT; the same command resumes", code=130)
-    saved, passed_over = checkpoint.newest(run / "train" / "checkpoints")
-    assert saved is not None and saved.step >= 1 and not passed_over
-    assert not list(run.rglob("*.tmp*"))
+    arguments = tiny_arguments(run, trained.shards, "training.fusion_steps=100000", *ENDLESS)
+    job = start_command(tmp_path / "job", "train", *arguments, "--init", trained.run)
+    job.wait_for_text("train 1/")
+    job.signal_group(signal.SIGINT)
+    job.finish().assert_one_line("stopped by SIGINT; the same command resumes", code=130)
+    assert saved_step(run, "train") and not list(run.rglob("*.tmp*"))
 
 
 @pytest.mark.parametrize("source", ["shards", "stream"])
@@ -65,63 +71,79 @@ def test_sigterm_while_the_data_do_not_come(trained: Trained, tmp_path: Path, so
     opened.write_text("")
     tar = trained.shards / "train" / "shard-000000.tar"
     # Sixty times it delivers four images, of which a worker holds a hundred back.
-    stalls = f"pipe:test $(wc -l < {opened}) -lt 60 || {{ echo $$ > {pid}; sleep 100; }}; echo >> {opened}; cat {tar}"
+    stalls = f"pipe:test $(wc -l < {opened}) -lt 60 || {{ echo $$ > {pid}; sleep 1000; }}; echo >> {opened}; cat {tar}"
     options = ["data.workers=1", *ENDLESS, *([f"data.stream={stalls}"] if source == "stream" else [])]
     job = start_command(tmp_path / "job", "pretrain", *tiny_arguments(run, trained.shards, *options), prepare=narrow)
-    job.wait_for(lambda: "pretrain 1/" in job.text())
+    job.wait_for_text("pretrain 1/")
     if source == "shards":
         os.kill(children(job.pid)[0], signal.SIGSTOP)
-    time.sleep(1)
-    before = job.text()
-    time.sleep(0.5)
-    assert job.text() == before, "it waits"
+    else:
+        job.wait_for(lambda: pid.exists() and pid.read_text())
+    before = ""
+    while before != (before := job.text()):  # what was read before is trained yet; then it waits
+        time.sleep(0.5)
     job.signal(signal.SIGTERM)
-    result = job.finish(30)
-    result.assert_one_line("stopped by SIGTERM; the same command resumes", code=75)
-    newest, _ = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert newest is not None and newest.step >= 1
+    job.finish().assert_one_line("stopped by SIGTERM; the same command resumes", code=75)
+    assert saved_step(run)
     assert job.group_is_gone() and (source == "shards" or gone(int(pid.read_text())))
 
 
+def into_a_pipe() -> None:
+    narrow()
+    sys.stdout = open(os.environ["PIPE"], "w")  # noqa: SIM115
+
+
 def test_a_closed_pipe_saves(trained: Trained, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start("pretrain", *tiny_arguments(run, trained.shards, *ENDLESS))
-    assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().startswith("pretrain 1/")
-    process.stdout.close()  # as `| head -1` does
-    errors = process.stderr.read()
-    assert process.wait(60) == 75 and errors.count("\n") == 1 and "stopped by a closed pipe" in errors
-    saved, _ = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert saved is not None and saved.step >= 1
+    os.mkfifo(tmp_path / "pipe")
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, *ENDLESS)
+    job = start_command(tmp_path / "job", "pretrain", *arguments, prepare=into_a_pipe, PIPE=str(tmp_path / "pipe"))
+    with (tmp_path / "pipe").open() as pipe:  # as `| head -1` does
+        assert pipe.readline().startswith("pretrain 1/"), job.finish()
+    job.finish().assert_one_line("stopped by a closed pipe", code=75)
+    assert saved_step(tmp_path / "run")
 
 
 def test_ctrl_c_before_the_first_step(trained: Trained, tmp_path: Path) -> None:
+    """As a user starts it, while it is importing torch."""
     run = tmp_path / "run"
     process = start("pretrain", *tiny_arguments(run, trained.shards, *ENDLESS))
-    time.sleep(0.8)  # it is importing torch
-    assert not (run / "tensorboard").exists()
+    wait_for(lambda: "libtorch" in Path(f"/proc/{process.pid}/maps").read_text(), process)
     os.killpg(process.pid, signal.SIGINT)
     finish(process).assert_one_line("Ctrl-C", code=130)
-    assert not (run / "pretrain").exists()
+    assert not run.exists()
 
 
-@pytest.mark.parametrize("command", ["shard", "synth", "evaluate"])
-def test_ctrl_c_to_what_only_writes_files(trained: Trained, tmp_path: Path, command: str) -> None:
-    out = tmp_path / "out"
-    if command == "shard":
-        source = make_photographs(tmp_path / "source", 400)
-        process = start("shard", source, out, "--split", "0.3", "--workers", "2", "--image-size", "512")
-        wait_for(out.exists, process)
-    elif command == "synth":
-        process = start("synth", out, "--count", "20000", "--workers", "2")
-        wait_for(lambda: list(out.rglob("*.jpg")), process)
-    else:
-        process = start("evaluate", trained.bundle, trained.shards / "test", "--out", out)
-        time.sleep(0.8)
-    os.killpg(process.pid, signal.SIGINT)
-    finish(process, 30).assert_one_line("Ctrl-C", code=130)
-    assert not [name for name in (listing(out) if out.exists() else ()) if Path(name).name.startswith(".")]
-    assert not list(tmp_path.rglob("manifest.json"))
+@pytest.mark.parametrize("command", ["shard", "synth"])
+def test_ctrl_c_to_what_only_writes_files(tmp_path: Path, command: str) -> None:
+    out, source = tmp_path / "out", make_photographs(tmp_path / "source", 60)
+    options = ("--split", "0.3", "--samples-per-shard", "2") if command == "shard" else ("--count", "20000")
+    arguments = (source, out, *options) if command == "shard" else (out, *options)
+    job = start_command(
+        tmp_path / "job", command, *arguments, "--workers", 2, prepare=on_a_slow_disk, FSYNC_SECONDS="0.3"
+    )
+    job.wait_for(lambda: list(out.rglob("*.tar" if command == "shard" else "*.jpg")))
+    job.signal_group(signal.SIGINT)
+    job.finish().assert_one_line("Ctrl-C", code=130)
+    assert not [name for name in listing(out) if Path(name).name.startswith(".")]
+    assert not list(tmp_path.rglob("manifest.json")) and job.group_is_gone()
+
+
+def slow_to_evaluate() -> None:
+    """It does not end by itself."""
+    narrow()
+    from pipeline.evaluation import report
+
+    report.image_pass = lambda *_: until_released("measuring")  # type: ignore[assignment,attr-defined]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_command_that_only_measures(trained: Trained, tmp_path: Path, number: int, code: int) -> None:
+    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path / "out")
+    job = start_command(tmp_path, *arguments, prepare=slow_to_evaluate, RELEASE=str(tmp_path / "never"))
+    job.wait_for_text("measuring")
+    job.signal(number)
+    job.finish().assert_one_line("stopped by SIGTERM" if code == 75 else "stopped by Ctrl-C", code=code)
+    assert not (tmp_path / "out").exists()
 
 
 def term_to_all(started: list[Started], run: Path) -> None:
@@ -135,6 +157,7 @@ def usr1_to_one(started: list[Started], run: Path) -> None:
 
 def stop_file(started: list[Started], run: Path) -> None:
     (run / "STOP").touch()
+    wait_for(lambda: not (run / "STOP").exists())
 
 
 HOW = {"SIGTERM": term_to_all, "SIGUSR1": usr1_to_one, "STOP": stop_file}
@@ -143,7 +166,7 @@ SHARED = ("training.global_batch_size=8", "training.micro_batch_size=2")
 
 def assert_stopped(started: list[Started], how: str, run: Path) -> None:
     """All ranks, at once, in order, with one line."""
-    results = [each.finish(30) for each in started]
+    results = [each.finish() for each in started]
     assert [each.code for each in results] == [75] * len(started), results
     expected = f"stopped by the file {run / 'STOP'}" if how == "STOP" else f"stopped by {how}"
     results[0].assert_one_line(expected, "the same command resumes", code=75)
@@ -153,71 +176,47 @@ def assert_stopped(started: list[Started], how: str, run: Path) -> None:
     assert '"stopped"' in (run / "status.json").read_text()
 
 
+def narrow_and_watchful() -> None:
+    """The file STOP is seen at once."""
+    narrow()
+    watch.LOOK_SECONDS = 0.1
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_two_ranks_agree_and_save(trained: Trained, tmp_path: Path, how: str) -> None:
     run = tmp_path / "run"
     arguments = tiny_arguments(run, trained.shards, *SHARED, *ENDLESS, "tracking.log_every=1", "data.workers=1")
-    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=narrow)
-    started[0].wait_for(lambda: "pretrain 3/" in started[0].text())
+    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=narrow_and_watchful)
+    started[0].wait_for_text("pretrain 3/")
     HOW[how](started, run)
     assert_stopped(started, how, run)
-    saved, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert saved is not None and saved.step >= 3 and not passed_over
+    assert saved_step(run).step >= 3
 
 
 def slow_to_warm_up() -> None:
-    narrow()
-    from pipeline.training import loop
+    narrow_and_watchful()
+    from pipeline.data.loading.loader import FaceImages
 
-    resume = loop._resume
+    micro_batches = FaceImages.micro_batches
 
-    def slow(*arguments: Any) -> int:
-        print("warming up", flush=True)
-        time.sleep(1.5)
-        return resume(*arguments)
+    def slow(self: FaceImages, *arguments: Any) -> Any:
+        until_released("warming up")
+        return micro_batches(self, *arguments)
 
-    loop._resume = slow
+    FaceImages.micro_batches = slow  # type: ignore[assignment,method-assign]
 
 
 def slow_to_save() -> None:
-    narrow()
+    narrow_and_watchful()
     import torch
 
     save = torch.save
 
     def slow(*arguments: Any) -> None:
-        print("writing", flush=True)
-        time.sleep(1.5)
+        until_released("writing")
         save(*arguments)
 
-    torch.save = slow
-
-
-def slow_to_evaluate() -> None:
-    narrow()
-    from pipeline.evaluation import report
-
-    measure = report.portraits
-
-    def slow(*arguments: Any) -> Any:
-        print("measuring", flush=True)
-        time.sleep(20)
-        return measure(*arguments)
-
-    report.portraits = slow
-
-
-def slow_to_decode() -> None:
-    """On the main rank: the others have theirs already, and wait."""
-    narrow()
-    from pipeline.data.loading import cache
-
-    def slow(*_: Any) -> None:
-        if os.environ["RANK"] == "0":
-            print("decoding", flush=True)
-            time.sleep(20)
-
-    cache.hold = slow
+    torch.save = slow  # type: ignore[assignment]
 
 
 SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slow_to_evaluate}
@@ -238,86 +237,67 @@ SLOW = {"warming up": slow_to_warm_up, "writing": slow_to_save, "measuring": slo
     ],
 )
 def test_whatever_the_ranks_are_doing(trained: Trained, tmp_path: Path, phase: str, how: str) -> None:
-    run = tmp_path / "run"
+    """What can wait is ended where it stands, the rest after it: nothing else would release it."""
+    run, release = tmp_path / "run", tmp_path / "release"
     arguments = tiny_arguments(run, trained.shards, *SHARED, "tracking.checkpoint_every=1")
-    started = start_ranks(tmp_path / "first", 2, "run", *arguments, prepare=SLOW[phase])
-    started[0].wait_for(lambda: phase in started[0].text())
-    asked = time.monotonic()
+    started = start_ranks(tmp_path / "first", 2, "run", *arguments, prepare=SLOW[phase], RELEASE=str(release))
+    started[0].wait_for_text(phase)
     HOW[how](started, run)
+    if phase != "measuring":
+        release.touch()
     assert_stopped(started, how, run)
-    assert time.monotonic() - asked < 10
     results = [each.finish() for each in start_ranks(tmp_path / "second", 2, "run", *arguments, prepare=narrow)]
     assert [each.code for each in results] == [0, 0], results
     assert "Made:" in results[0].out and ("resumed from" in results[0].out) == (phase != "warming up")
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "STOP"])
-def test_one_rank_decodes_while_the_others_wait(trained: Trained, tmp_path: Path, how: str) -> None:
-    run = tmp_path / "run"
-    arguments = tiny_arguments(run, trained.shards, *SHARED, "data.cache=device")
-    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=slow_to_decode)
-    started[0].wait_for(lambda: "decoding" in started[0].text())
-    HOW[how](started, run)
-    assert_stopped(started, how, run)
-
-
 def test_a_signal_in_the_last_save_of_a_stage_is_for_the_next_command(trained: Trained, tmp_path: Path) -> None:
     """The scheduler sends it once; a script that went on to `train` would run into the time limit."""
-    run = tmp_path / "run"
+    run, release = tmp_path / "run", tmp_path / "release"
     arguments = tiny_arguments(run, trained.shards, *SHARED, "tracking.checkpoint_every=100")
-    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=slow_to_save)
-    started[0].wait_for(lambda: "writing" in started[0].text())
+    started = start_ranks(tmp_path, 2, "pretrain", *arguments, prepare=slow_to_save, RELEASE=str(release))
+    started[0].wait_for_text("writing")
     term_to_all(started, run)
+    release.touch()
     assert_stopped(started, "SIGTERM", run)
     again = latentfuse("pretrain", *arguments)
     assert again.code == 0 and "already finished at step 4" in again.out
 
 
+def listens(port: int) -> bool:
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    sockets += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()]
+    return any(fields[1].endswith(f":{port:04X}") and fields[3] == "0A" for fields in sockets)
+
+
 def test_a_rank_that_waits_for_the_others(trained: Trained, tmp_path: Path) -> None:
-    arguments = tiny_arguments(tmp_path / "run", trained.shards, *SHARED)
-    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    alone = start_command(tmp_path, "pretrain", *arguments, MASTER_PORT=str(free_port()), **variables)
-    time.sleep(1.5)  # nobody comes
+    """And nobody comes."""
+    arguments, port = tiny_arguments(tmp_path / "run", trained.shards, *SHARED), free_port()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    alone = Started(tmp_path, ("pretrain", *arguments), place, narrow)
+    alone.wait_for(lambda: listens(port))
     alone.signal(signal.SIGUSR1)
-    alone.finish(20).assert_one_line("stopped by SIGUSR1", code=75)
-
-
-def test_a_command_that_only_measures(trained: Trained, tmp_path: Path) -> None:
-    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path / "out")
-    started = start_command(tmp_path, *arguments, prepare=slow_to_evaluate)
-    started.wait_for(lambda: "measuring" in started.text())
-    started.signal(signal.SIGTERM)
-    started.finish(20).assert_one_line("stopped by SIGTERM", code=75)
-    assert not (tmp_path / "out").exists()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+    alone.finish().assert_one_line("stopped by SIGUSR1", code=75)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans in /proc")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
 def test_under_accelerate_launch(trained: Trained, tmp_path: Path, number: int) -> None:
-    """SIGUSR1 kills the launcher; SIGTERM it hands on. Either way the ranks save, and none is left behind."""
-    run = tmp_path / "run"
-    arguments = tiny_arguments(run, trained.shards, *SHARED, *ENDLESS, "data.workers=1")
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    ports = ("--main_process_port", str(free_port()), "--mixed_precision", "no", "--dynamo_backend", "no")
-    process = start("-m", "pipeline", "pretrain", *arguments, module=(*launcher, *ports))
-    wait_for(lambda: any(e.stat().st_size > 500 for e in (run / "tensorboard").rglob("events*")), process)
+    """Two ranks train as one process does. SIGUSR1 kills the launcher; SIGTERM it hands on: the ranks save and end."""
+    run, options = tmp_path / "run", (*SHARED, *ENDLESS, "tracking.checkpoint_every=2", "data.workers=1")
+    process = accelerate_launch("pretrain", *tiny_arguments(run, trained.shards, *options), port=free_port())
+    wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), process)
     ranks = children(process.pid)
     family = [*ranks, *(worker for rank in ranks for worker in children(rank))]
     assert len(ranks) == 2 and len(family) == 4
     os.kill(process.pid, number)
-    result = finish(process, 40)
+    result = finish(process)
     assert result.code == (-signal.SIGUSR1 if number == signal.SIGUSR1 else 1)
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, family)):
-        assert time.monotonic() < deadline, "an orphan"
-        time.sleep(0.05)
-    saved, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
-    assert saved is not None and saved.step >= 1 and not passed_over
+    assert all(map(gone, family)) and saved_step(run)
     assert '"exit_code": 75' in (run / "status.json").read_text()
+    # Both ranks write to one stream, piece by piece, and one alone makes no group that would speak.
+    assert result.out.count("pretrain 2/") == 1 and result.out.count("[Gloo] Rank") >= 2, result.out
+    alone = tiny_arguments(tmp_path / "alone", trained.shards, *options, "training.pretrain_steps=2")
+    assert latentfuse("pretrain", *alone).code == 0
+    first, second = (scalars(folder, "pretrain")["loss/autoencoder"] for folder in (tmp_path / "alone", run))
+    assert [second[step] for step in (1, 2)] == pytest.approx(list(first.values()), rel=1e-4)

@@ -1,22 +1,25 @@
 """Two machines, as two network namespaces on this one: they train, one is lost, and it comes back."""
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from running import ENDLESS_JOB, REPOSITORY, Result, Trained, finish, tiny_arguments, wait_for
+from forking import narrow, start_command
+from running import ENDLESS_JOB, Process, Trained, accelerate_launch, finish, tiny_arguments, wait_for
 
 from pipeline.training import checkpoint
 
 PORT = "29555"
+"""Free in every new network namespace."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,6 @@ class Node:
 
     def run(self, *command: str) -> None:
         subprocess.run(["ip", "netns", "exec", self.name, *command], check=True)
-
-    def start(self, *command: str, **variables: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            ["ip", "netns", "exec", self.name, sys.executable, *command],
-            cwd=REPOSITORY,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.name, **variables},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
 
     def processes(self) -> list[int]:
         done = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=True)
@@ -71,71 +63,80 @@ def nodes() -> Iterator[tuple[Node, Node]]:
             subprocess.run(["ip", "netns", "delete", node.name], check=False)
 
 
-def start_ranks(nodes: tuple[Node, Node], *arguments: str) -> "list[subprocess.Popen[str]]":
+def on_its_node() -> None:
+    """Enter the network namespace $NODE."""
+    narrow()
+    descriptor = os.open(f"/run/netns/{os.environ['NODE']}", os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def start_ranks(nodes: tuple[Node, Node], folder: Path, *arguments: str) -> list[Process]:
     """One rank on each, as `srun` starts them."""
-    variables = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": nodes[0].address, "MASTER_PORT": PORT}
+    job = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": nodes[0].address, "MASTER_PORT": PORT}
     return [
-        node.start("-m", "pipeline", "pretrain", *arguments, RANK=str(rank), **variables)
-        for rank, node in enumerate(nodes)
-    ]
-
-
-def launch(nodes: tuple[Node, Node], *arguments: str) -> "list[subprocess.Popen[str]]":
-    """`accelerate launch` on each."""
-    options = ("--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--main_process_ip", nodes[0].address)
-    more = ("--main_process_port", PORT, "--mixed_precision", "no", "--dynamo_backend", "no")
-    return [
-        node.start(
-            "-m", "accelerate.commands.launch", *options, "--machine_rank", str(rank), *more,
-            "-m", "pipeline", "pretrain", *arguments,
+        start_command(
+            folder / node.name, "pretrain", *arguments, prepare=on_its_node,
+            NODE=node.name, GLOO_SOCKET_IFNAME=node.name, RANK=str(rank), **job,
         )
         for rank, node in enumerate(nodes)
     ]  # fmt: skip
 
 
-def wait_until_gone(nodes: tuple[Node, ...], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while any(node.processes() for node in nodes):
-        assert time.monotonic() < deadline, [node.processes() for node in nodes]
-        time.sleep(0.1)
+def launch(nodes: tuple[Node, Node], folder: Path, *arguments: str) -> list[Process]:
+    """`accelerate launch` on each."""
+    return [
+        accelerate_launch(
+            "pretrain", *arguments, port=PORT, machines=2, main_process_ip=nodes[0].address, machine_rank=rank,
+            before=("ip", "netns", "exec", node.name), GLOO_SOCKET_IFNAME=node.name,
+        )
+        for rank, node in enumerate(nodes)
+    ]  # fmt: skip
 
 
-def comes_back(nodes: tuple[Node, Node], run: Path, shards: Path, how: object) -> list[Result]:
+Starter = Callable[..., list[Process]]
+
+
+def have_ended(nodes: tuple[Node, ...]) -> bool:
+    wait_for(lambda: not any(node.processes() for node in nodes))
+    return True
+
+
+def assert_comes_back(nodes: tuple[Node, Node], run: Path, shards: Path, begin: Starter) -> None:
     newest, passed_over = checkpoint.newest(run / "pretrain" / "checkpoints")
     assert newest is not None and newest.step >= 10 and not passed_over
     arguments = tiny_arguments(run, shards, *ENDLESS_JOB, f"training.pretrain_steps={newest.step + 2}")
-    results = [finish(each) for each in how(nodes, *arguments)]  # type: ignore[operator]
+    results = [finish(each) for each in begin(nodes, run.parent / "again", *arguments)]
     assert [each.code for each in results] == [0, 0], results
     assert f"resumed from {newest.path}" in results[0].out
-    return results
 
 
 def test_a_node_dies_and_comes_back(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    started = start_ranks(nodes, *tiny_arguments(run, trained.shards, *ENDLESS_JOB))
+    started = start_ranks(nodes, tmp_path / "first", *tiny_arguments(run, trained.shards, *ENDLESS_JOB))
     wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), started[0])
     for pid in nodes[1].processes():
         os.kill(pid, signal.SIGKILL)
-    assert finish(started[0], 60).errors.endswith("the same command resumes\n")
-    assert started[0].returncode == 76
-    wait_until_gone(nodes, 10)
-    comes_back(nodes, run, trained.shards, start_ranks)
+    result = finish(started[0])
+    assert result.code == 76 and result.errors.endswith("the same command resumes\n"), result
+    assert have_ended(nodes)
+    assert_comes_back(nodes, run, trained.shards, start_ranks)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("how", [start_ranks, launch])
-def test_a_cable_is_pulled(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path, how: object) -> None:
+@pytest.mark.parametrize("begin", [start_ranks, launch])
+def test_a_cable_is_pulled(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path, begin: Starter) -> None:
     """Both nodes live on, but nothing passes, and no connection is closed."""
     run = tmp_path / "run"
-    started = how(nodes, *tiny_arguments(run, trained.shards, *ENDLESS_JOB))  # type: ignore[operator]
+    started = begin(nodes, tmp_path / "first", *tiny_arguments(run, trained.shards, *ENDLESS_JOB))
     wait_for(lambda: list(run.glob("pretrain/checkpoints/step-*")), started[0])
     nodes[1].run("ip", "link", "set", nodes[1].name, "down")
     pulled = time.monotonic()
-    results = [finish(each, 90) for each in started]
+    results = [finish(each) for each in started]
     assert time.monotonic() - pulled < 75, "60 s for the ranks, and what the launcher takes"
     for result in results:
-        assert result.code == (76 if how is start_ranks else 1), results
+        assert result.code == (76 if begin is start_ranks else 1), results
         assert "lost another rank" in result.errors and "the same command resumes" in result.errors
-    wait_until_gone(nodes, 10)
+    assert have_ended(nodes)
     nodes[1].run("ip", "link", "set", nodes[1].name, "up")
-    comes_back(nodes, run, trained.shards, how)
+    assert_comes_back(nodes, run, trained.shards, begin)

@@ -5,29 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.measures.distances import layer_distances
 from pipeline.measures.effects import dead_elements, effect_matrix, separation
 from pipeline.models import latents
-
-
-class Plain(nn.Module):
-    """Latents are the images themselves, one channel per element, or a share of them."""
-
-    def __init__(self, used: int = 5) -> None:
-        super().__init__()
-        self.still = nn.Parameter(torch.zeros(1))
-        self.used = used
-
-    def encoder(self, images: Tensor) -> Tensor:
-        return images
-
-    def generator(self, z: Tensor) -> Tensor:
-        return torch.cat([z[:, : self.used], torch.zeros_like(z[:, self.used :])], dim=1)
-
-    def fuse_latents(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
-        return self.generator(latents.mix(z_a, z_b, lambda_))
 
 
 def one_channel_each(images: Tensor) -> list[Tensor]:
@@ -35,7 +17,13 @@ def one_channel_each(images: Tensor) -> list[Tensor]:
 
 
 def effects(seen: Callable[[Tensor], list[Tensor]], batches: list[Tensor], used: int = 5) -> Tensor:
-    return effect_matrix(Plain(used), seen, batches, 5)  # type: ignore[arg-type]
+    """Of a model whose images are its latents, one channel per element, or only the first of them."""
+
+    def fuse(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
+        z = latents.mix(z_a, z_b, lambda_)
+        return torch.cat([z[:, :used], torch.zeros_like(z[:, used:])], dim=1)
+
+    return effect_matrix(fuse, seen, batches, 5)  # type: ignore[arg-type]
 
 
 def images(*counts: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""E, G, and both in one forward, METHOD (1)."""
+"""E, G, and both in one forward (docs/method.md, eq. 1)."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config.schema import ModelConfig
-from pipeline.models.autoencoder import Encoder, FusionAutoencoder, Generator, bands, rolled, spread
+from pipeline.models.autoencoder import FusionAutoencoder, rolled
 from pipeline.models.blocks import Refinement
+from pipeline.models.networks import Encoder, Generator
+from pipeline.models.pyramid import bands, spread
 
 OURS = {"blocks": "residual", "norm": "none", "structure": "pyramid"}
 REFINED = {**OURS, "refinement": True}
@@ -25,8 +27,7 @@ def images(count: int = 4, size: int = 64) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-@pytest.mark.parametrize("size", [32, 64, 128])
-@pytest.mark.parametrize("kernel_size", [4, 5])
+@pytest.mark.parametrize(("size", "kernel_size"), [(32, 4), (64, 5), (128, 4)])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_shapes(size: int, kernel_size: int, recipe: dict[str, Any]) -> None:
     both = model(kernel_size=kernel_size, **recipe)
@@ -62,24 +63,18 @@ def test_layers_are_the_papers() -> None:
     assert both.encoder(torch.zeros(1, 3, 128, 128, device="meta")).shape == (1, 1024, 4, 4)
 
 
-def test_rolled_is_the_image_before() -> None:
-    batch = torch.arange(4)
-    assert rolled(batch).tolist() == [3, 0, 1, 2]
-
-
 @pytest.mark.parametrize("spatial", [False, True])
 @torch.no_grad()
 def test_one_forward_is_encode_mix_generate(spatial: bool) -> None:
     both, batch = model().eval(), images()
     lam = torch.rand((4, 5, 2, 2) if spatial else (4, 5), generator=torch.Generator().manual_seed(2))
     output = both(batch, lam)
-    for place in range(4):
-        a, b = batch[place : place + 1], batch[place - 1 : place or None]
-        z_a, z_b = both.encoder(a), both.encoder(b)
-        fused = both.fuse_latents(z_a, z_b, lam[place])
-        assert output.fused is not None
-        torch.testing.assert_close(output.fused[place : place + 1], fused, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(output.reconstruction[place : place + 1], both.generator(z_a), rtol=1e-4, atol=1e-5)
+    assert output.fused is not None
+    for index in range(4):
+        z_a, z_b = both.encoder(batch[index, None]), both.encoder(batch[index - 1, None])
+        fused, back = both.fuse_unchecked(z_a, z_b, lam[index]), both.generator(z_a)
+        torch.testing.assert_close(output.fused[index, None], fused, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.reconstruction[index, None], back, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -91,11 +86,11 @@ def test_pairs_whose_elements_are_flipped(recipe: dict[str, Any]) -> None:
     close = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(output[:2], alone[:2], **close)
     z = both.encoder(batch)
-    for place, image in enumerate(output.flipped):
-        pair, element = divmod(place, 5)
+    for index, image in enumerate(output.flipped):
+        pair, element = divmod(index, 5)
         flips = torch.ones(5)
         flips[element] = 0
-        fused = both.fuse_latents(z[pair : pair + 1], rolled(z)[pair : pair + 1], flips)
+        fused = both.fuse_unchecked(z[pair : pair + 1], rolled(z)[pair : pair + 1], flips)
         torch.testing.assert_close(image[None], fused, **close)
     assert len(output.flipped) == 15
 
@@ -106,8 +101,8 @@ def test_ends_are_exact() -> None:
     z = both.encoder(batch)
     back = both.generator(z)
     for shape in ((5,), (4, 5), (5, 2, 2), (4, 5, 2, 2)):
-        assert torch.equal(both.fuse_latents(z, rolled(z), torch.ones(shape)), back)
-        assert torch.equal(both.fuse_latents(z, rolled(z), torch.zeros(shape)), both.generator(rolled(z)))
+        assert torch.equal(both.fuse_unchecked(z, rolled(z), torch.ones(shape)), back)
+        assert torch.equal(both.fuse_unchecked(z, rolled(z), torch.zeros(shape)), both.generator(rolled(z)))
     # Inside one forward A' and C are one batch of G: equal bits as well.
     for value, target in ((1.0, lambda r: r), (0.0, rolled)):
         output = both(batch, torch.full((4, 5), value))
@@ -154,10 +149,8 @@ def test_an_empty_and_a_full_region_are_exact(size: int, shape: tuple[int, ...],
     lam = lam.expand(3, 5, side, side) if lam.dim() == 4 else lam
     back = both.generator(z_a)
     for mask in (torch.zeros(size, size), torch.zeros(3, size, size)):
-        reconstruction, fused = both.fuse_region(z_a, z_b, lam, mask)
-        assert torch.equal(reconstruction, back) and torch.equal(fused, back)
-        reconstruction, fused = both.fuse_region(z_a, z_b, lam, 1 - mask)
-        assert torch.equal(reconstruction, back) and torch.equal(fused, both.fuse_latents(z_a, z_b, lam))
+        assert torch.equal(both.fuse_unchecked(z_a, z_b, lam, mask), back)
+        assert torch.equal(both.fuse_unchecked(z_a, z_b, lam, 1 - mask), both.fuse_unchecked(z_a, z_b, lam))
 
 
 @torch.no_grad()
@@ -166,9 +159,9 @@ def test_masking_the_features_keeps_the_change_inside() -> None:
     both = settled(batch)
     z_a, mask = both.encoder(batch), square(128, 47, 73)
     z_b = rolled(z_a)
-    back, fused = both.fuse_region(z_a, z_b, torch.zeros(5), mask)
+    back, fused = both.generator(z_a), both.fuse_unchecked(z_a, z_b, torch.zeros(5), mask)
     spatial = 1 - functional.adaptive_avg_pool2d(mask[None], 4).expand(5, 4, 4)
-    whole, soft = both.fuse_latents(z_a, z_b, torch.zeros(5)), both.fuse_latents(z_a, z_b, spatial)
+    whole, soft = both.fuse_unchecked(z_a, z_b, torch.zeros(5)), both.fuse_unchecked(z_a, z_b, spatial)
 
     def change(image: Tensor, where: Tensor) -> float:
         return float(((image - back).abs().mean((0, 1)) * where).sum() / where.sum())
@@ -188,11 +181,10 @@ def test_each_pair_has_its_own_region() -> None:
     z_a = both.encoder(batch)
     masks = torch.stack([square(64, 0, 20), square(64, 30, 50), torch.rand(64, 64)])
     lam = torch.rand(3, 5, generator=torch.Generator().manual_seed(4))
-    back, fused = both.fuse_region(z_a, rolled(z_a), lam, masks)
-    for place in range(3):
-        one = both.fuse_region(z_a[place, None], rolled(z_a)[place, None], lam[place], masks[place])
-        torch.testing.assert_close(back[place, None], one[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(fused[place, None], one[1], rtol=1e-4, atol=1e-5)
+    fused = both.fuse_unchecked(z_a, rolled(z_a), lam, masks)
+    for pair in range(3):
+        one = both.fuse_unchecked(z_a[pair, None], rolled(z_a)[pair, None], lam[pair], masks[pair])
+        torch.testing.assert_close(fused[pair, None], one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [32, 64])
@@ -202,7 +194,7 @@ def test_a_grey_region_is_blended_once(size: int) -> None:
     batch = images(2, size)
     both = settled(batch)
     z_a = both.encoder(batch)
-    _, fused = both.fuse_region(z_a, rolled(z_a), torch.zeros(5), torch.full((size, size), 0.5))
+    fused = both.fuse_unchecked(z_a, rolled(z_a), torch.zeros(5), torch.full((size, size), 0.5))
     *hidden, output = both.generator.body
     a, b = z_a, rolled(z_a)
     for block in hidden:
@@ -286,19 +278,19 @@ def test_elements_meet_in_a_refinement() -> None:
 
 
 @torch.no_grad()
-def test_a_refinement_is_told_of_styles_that_are_another_faces() -> None:
+def test_a_refinement_gets_how_the_styles_differ() -> None:
     both, batch, told = model(base_channels=16, **REFINED).eval(), images(2), list[Tensor]()
     both.generator.refinement.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     z_a, z_b = both.encoder(batch).split(1)
     flips = 1 - torch.eye(5)
-    both.fuse_latents(z_a, z_b, torch.cat([torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5), flips]))
+    both.fuse_unchecked(z_a, z_b, torch.cat([torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5), flips]))
     alike, by_flip = told[0].split([3, 5])
     assert alike.abs().max() < 1e-6
     # Of 1, 2 and 3 two numbers each beside what 4 remembers, then beside what 5 does.
-    strange = by_flip.abs().amax((2, 3)).unflatten(1, (2, 3, 2)).amax(3) > 1e-4
+    differs = by_flip.abs().amax((2, 3)).unflatten(1, (2, 3, 2)).amax(3) > 1e-4
     styles = torch.eye(3, dtype=torch.bool)
-    assert torch.equal(strange[:3], styles[:, None].expand(3, 2, 3))
-    assert strange[3].tolist() == [[True] * 3, [False] * 3] and strange[4].tolist() == [[False] * 3, [True] * 3]
+    assert torch.equal(differs[:3], styles[:, None].expand(3, 2, 3))
+    assert differs[3].tolist() == [[True] * 3, [False] * 3] and differs[4].tolist() == [[False] * 3, [True] * 3]
 
 
 @pytest.mark.parametrize("recipe", [OURS, REFINED])
@@ -310,7 +302,7 @@ def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int, recipe: dict
     z_a = both.encoder(batch)
     mask = square(size, size // 4, size // 2)
     style_of_b = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0])
-    back, fused = both.fuse_region(z_a, rolled(z_a), style_of_b, mask)
+    back, fused = both.generator(z_a), both.fuse_unchecked(z_a, rolled(z_a), style_of_b, mask)
     away = 1 - functional.max_pool2d(mask[None], 9, 1, 4)[0]
     change = (fused - back).abs().mean((0, 1))
     assert change[mask > 0].mean() > 3e-4 and change[away > 0].max() == 0

@@ -16,11 +16,6 @@ def test_resolution(kernel_size: int, side: int) -> None:
     assert blocks.up(3, 4, kernel_size, "none", nn.Tanh())(x).shape == (1, 4, 2 * side, 4 * side)
 
 
-def test_widths() -> None:
-    assert blocks.widths(64) == [64, 128, 256, 512, 1024]
-    assert blocks.widths(3) == [3, 6, 12, 24, 48]
-
-
 @pytest.mark.parametrize("kind", ["batch", "layer", "none"])
 def test_norms(kind: Norm) -> None:
     for block in (blocks.down(3, 6, 4, kind), blocks.up(3, 6, 4, kind, nn.ReLU())):
@@ -31,12 +26,6 @@ def test_norms(kind: Norm) -> None:
             assert isinstance(norms[0], nn.BatchNorm2d) and norms[0].num_features == 6
         if kind == "layer":
             assert isinstance(norms[0], nn.GroupNorm) and (norms[0].num_groups, norms[0].num_channels) == (1, 6)
-
-
-def test_activations() -> None:
-    assert isinstance(blocks.down(3, 4, 4, "none")[-1], nn.LeakyReLU)
-    assert blocks.down(3, 4, 4, "none")[-1].negative_slope == 0.2
-    assert isinstance(blocks.up(3, 4, 4, "batch", nn.ReLU())[-1], nn.ReLU)
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer", "none"])

@@ -24,7 +24,8 @@ FIGURES = {"vgg16": "D", "vgg19": "E"}  # the names in Simonyan and Zisserman's 
 
 def features(arch: str) -> nn.Sequential:
     """torchvision's VGG without its classifier of 100 million weights."""
-    return vgg.make_layers(vgg.cfgs[FIGURES[arch]])
+    layers: nn.Sequential = vgg.make_layers(vgg.cfgs[FIGURES[arch]])
+    return layers
 
 
 def network(arch: str = "vgg16", weights: str = "random", scale: str = "none") -> PerceptualNetwork:
@@ -94,7 +95,7 @@ def test_frozen_and_always_in_eval_mode() -> None:
     outer.train()
     assert outer.training and not any(module.training for module in net.modules())
     batch = images().requires_grad_()
-    sum(feature.sum() for feature in net(batch)).backward()  # type: ignore[union-attr]
+    sum(feature.sum() for feature in net(batch)).backward()
     assert batch.grad is not None and batch.grad.abs().sum() > 0
 
 
@@ -186,7 +187,7 @@ def test_files_that_are_not_weights(weights: Path, tmp_path: Path) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """torch's cache of downloads, empty."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    torch.hub._hub_dir = None  # type: ignore[attr-defined]
+    torch.hub._hub_dir = None
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder

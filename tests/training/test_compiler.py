@@ -35,8 +35,10 @@ def test_nothing_but_steps_is_compiled(trained: Trained, tmp_path: Path, monkeyp
     for stage in (PretrainStage, FusionStage):
         monkeypatch.setattr(stage, "step", noted(stage.step))
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_(self, backend=compiler, dynamic=False))
-    options = ("speed.compile=default", "training.ema_decay=0", "perceptual.feature_scale=unit")
-    options += ("model.discriminator_norm=layer", "tracking.image_every=2")
+    options = (
+        *("speed.compile=default", "training.ema_decay=0", "perceptual.feature_scale=unit"),
+        *("model.discriminator_norm=layer", "tracking.image_every=2"),
+    )
     torch._dynamo.reset()
     for command in ("pretrain", "train"):
         result = latentfuse(command, *tiny_arguments(tmp_path / "run", trained.shards, *options))
@@ -58,7 +60,7 @@ def test_gradients_of_cuda_graphs_are_added_to_ours(
         parameters = [p for module in (stage.average.trained, stage.critic) for p in module.parameters()]
         ours = [p.grad for p in parameters]
         for step in range(2):
-            stage.step(step, batch_of(stage.setup, step))
+            stage.step(step, batch_of(stage.context, step))
         if compiled != "no":
             assert all(grad is not None and p.grad is grad for p, grad in zip(parameters, ours, strict=True))
         weights.append([p.detach() for p in parameters])

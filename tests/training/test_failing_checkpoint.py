@@ -1,9 +1,7 @@
 """A disk that says no, at every operation of a save: the earlier checkpoints stay, nothing half-written does."""
 
-import builtins
 import errno
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -16,6 +14,7 @@ import pytest
 import torch
 from running import Trained, file_size_limit, latentfuse, listing, tiny_arguments
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from pipeline.common.errors import UserError
 from pipeline.training import checkpoint
@@ -24,38 +23,35 @@ from pipeline.training import checkpoint
 class Disk:
     """Counts operations, and lets the n-th fail."""
 
-    def __init__(self, fail_at: int, code: int) -> None:
-        self.fail_at, self.code, self.count = fail_at, code, 0
+    def __init__(self, fail_at: int) -> None:
+        self.fail_at, self.count = fail_at, 0
         self.failed: str | None = None
 
-    def operation(self, name: str) -> None:
+    def operation(self, name: str, raised: type[Exception] = OSError) -> None:
         self.count += 1
         if self.count == self.fail_at:
             self.failed = name
-            raise OSError(self.code, os.strerror(self.code))
+            reason = os.strerror(errno.ENOSPC)
+            raise OSError(errno.ENOSPC, reason) if raised is OSError else raised(reason)
 
-    def wrap(self, function: Callable[..., Any], name: str, turn: type[Exception] | None = None) -> Callable[..., Any]:
-        """`function`, failing before it does anything; `turn`: as a library tells of it in its own way."""
+    def wrap(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """`function`, failing before it does anything."""
 
         def wrapped(*arguments: Any, **named: Any) -> Any:
-            try:
-                self.operation(name)
-            except OSError as error:
-                raise (turn(str(error)) if turn else error) from None
+            self.operation(name)
             return function(*arguments, **named)
 
         return wrapped
 
-    def wrap_half(self, function: Callable[..., Any], name: str, turn: type[Exception] | None) -> Callable[..., Any]:
-        """`function`, failing after it has written: half of the file is there."""
+    def wrap_half(self, function: Callable[..., Any], name: str, raised: type[Exception]) -> Callable[..., Any]:
+        """`function` of a library, failing in the library's own way when half of the file is written."""
 
-        def wrapped(value: Any, path: Path, **named: Any) -> Any:
+        def wrapped(value: Any, path: Path, **named: Any) -> None:
             function(value, path, **named)
-            try:
-                self.operation(name)
-            except OSError as error:
-                Path(path).write_bytes(Path(path).read_bytes()[: Path(path).stat().st_size // 2])
-                raise (turn(str(error)) if turn else error) from None
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2])
+            self.operation(name, raised)
+            path.write_bytes(whole)
 
         return wrapped
 
@@ -64,12 +60,10 @@ class Disk:
 def failing(disk: Disk) -> Iterator[None]:
     """Every write that a save makes goes through `disk`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pathlib.Path, "mkdir", disk.wrap(pathlib.Path.mkdir, "mkdir"))
-        patch.setattr(pathlib.Path, "rename", disk.wrap(pathlib.Path.rename, "rename"))
-        patch.setattr(pathlib.Path, "write_text", disk.wrap(pathlib.Path.write_text, "write_text"))
+        for name in ("mkdir", "rename", "write_text"):
+            patch.setattr(Path, name, disk.wrap(getattr(Path, name), name))
         patch.setattr(os, "fsync", disk.wrap(os.fsync, "fsync"))
-        # What the libraries say when the system says no.
-        patch.setattr(checkpoint, "save_file", disk.wrap_half(checkpoint.save_file, "weights", SafetensorError))
+        patch.setattr(checkpoint, "save_file", disk.wrap_half(save_file, "weights", SafetensorError))
         patch.setattr(torch, "save", disk.wrap_half(torch.save, "optimizers", RuntimeError))
         yield
 
@@ -78,15 +72,14 @@ def save(folder: Path, step: int) -> Path:
     return checkpoint.save(folder, step, {"a.b": torch.full((8,), float(step))}, {"scaler": {}}, {}, 2)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_every_operation_of_a_save(tmp_path: Path, code: int) -> None:
+def test_every_operation_of_a_save(tmp_path: Path) -> None:
     failed = []
     for number in range(1, 100):
         folder = tmp_path / str(number)
         save(folder, 1)
         save(folder, 2)
         before = listing(folder)
-        disk = Disk(number, code)
+        disk = Disk(number)
         told = ""
         try:
             with failing(disk):
@@ -95,6 +88,7 @@ def test_every_operation_of_a_save(tmp_path: Path, code: int) -> None:
             told = str(error)
         if disk.failed:
             assert str(folder / "step-00000003") in told and "\n" not in told
+            assert disk.failed != "optimizers" or "is the disk full?" in told, "torch does not say why"
             if disk.failed == "fsync" and (folder / "step-00000003").exists():  # all is there but the last flush
                 assert checkpoint.load(folder / "step-00000003").step == 3
                 assert listing(folder) - before == {p for p in listing(folder) if p.startswith("step-00000003")}
@@ -111,41 +105,15 @@ def test_every_operation_of_a_save(tmp_path: Path, code: int) -> None:
     assert set(failed) == {"mkdir", "rename", "write_text", "fsync", "weights", "optimizers"} and len(failed) >= 12
 
 
-def further(trained: Trained, tmp_path: Path) -> tuple[Path, list[str]]:
-    """A copy of the trained run, and the command that goes on with it."""
-    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
-    return run, ["train", *tiny_arguments(run, trained.shards, "training.fusion_steps=6")]
-
-
 def test_a_run_that_finds_no_room_loses_nothing(trained: Trained, tmp_path: Path) -> None:
-    run, command = further(trained, tmp_path)
+    run = Path(shutil.copytree(trained.run, tmp_path / "run"))
+    command = ["train", *tiny_arguments(run, trained.shards, "training.fusion_steps=6")]
     weights = max(path.stat().st_size for path in (run / "train").rglob("model.safetensors"))
     with file_size_limit(weights - 1):
         latentfuse(*command).assert_one_line("step-00000006", "could not be written", "earlier ones are intact")
     assert not list(run.rglob("*.tmp*"))
     again = latentfuse(*command)
     assert again.code == 0 and "train: resumed from" in again.out and "step-00000004" in again.out
-
-
-DAMAGES: dict[str, Callable[[Path], None]] = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),  # type: ignore[dict-item, return-value]
-    "flipped": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),  # type: ignore[dict-item, return-value]
-    "deleted": Path.unlink,
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [("model.safetensors", "flipped"), ("optimizers.pt", "cut"), ("state.json", "deleted"), ("manifest.json", "cut")],
-)
-def test_a_damaged_checkpoint_is_passed_over_and_said(trained: Trained, tmp_path: Path, name: str, damage: str) -> None:
-    run, command = further(trained, tmp_path)
-    checkpoints = run / "train" / "checkpoints"
-    DAMAGES[damage](checkpoints / "step-00000004" / name)
-    result = latentfuse(*command)
-    assert result.code == 0, result
-    assert f"train: passed over {checkpoints / 'step-00000004' / name}" in result.out
-    assert f"train: resumed from {checkpoints / 'step-00000002'}" in result.out
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system: root on Linux only")
@@ -161,7 +129,7 @@ def test_a_real_disk_that_is(trained: Trained, tmp_path: Path, kind: str) -> Non
         (tmp_path / "tiny.yaml").write_text((mounted / "tiny.yaml").read_text())
         if kind == "full":
             free = shutil.disk_usage(mounted).free
-            with builtins.open(mounted / "filler", "wb") as filler:
+            with (mounted / "filler").open("wb") as filler:
                 filler.write(bytes(free - 60_000))
             told = latentfuse(*command)
             told.assert_one_line(str(run), "No space left on device")

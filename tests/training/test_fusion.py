@@ -1,4 +1,4 @@
-"""One step of fusion training is METHOD (2) to (11), computed again here in plain terms."""
+"""One step of fusion training is docs/method.md, eq. 2 to 11, with A, B and C apart; `test_losses` has each loss."""
 
 import copy
 from pathlib import Path
@@ -10,35 +10,32 @@ from running import Trained, batch_of, new_setup, tiny_config
 from torch import Tensor
 
 from pipeline.common.errors import UserError
-from pipeline.models.losses import structural_similarity
+from pipeline.config.schema import LAYERS
+from pipeline.models import losses
+from pipeline.models.extra_losses import structural_similarity
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 
 WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
-SSIM, SEPARATION, PATH, RESIDUAL = 30.0, 7.0, 5.0, ("model.norm=none", "model.blocks=residual")
+EXTRA = {"ssim": 30.0, "separation": 7.0, "path": 5.0}
+NO_OTHERS = tuple(f"fusion.mixture.{name}=0" for name in ("coin_flips", "single", "uniform"))
 READINGS = {
     "layerwise": ("model.elements=5",),
-    "layer weights": ("perceptual.layer_weights=[1,10,40,0.5,0]",),
-    "shared": ("fusion.reading=shared", "model.elements=3"),
-    "map": ("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
-    "ssim": (f"loss_weights.ssim={SSIM}",),
-    "separation": (
-        f"loss_weights.separation={SEPARATION}",
-        f"loss_weights.path={PATH}",
-        "fusion.separation_pairs=1",
-        *RESIDUAL,
+    "shared, ssim": ("fusion.reading=shared", "model.elements=3", "loss_weights.ssim=30"),
+    "map, penalty at the images": (
+        *("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
+        *("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
     ),
-    "endpoints": ("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
-    "spatial": (
-        "fusion.mixture.spatial=1",
-        *(f"fusion.mixture.{n}=0" for n in ("endpoints", "coin_flips", "single", "uniform")),
+    "separation, path": (
+        *("loss_weights.separation=7", "loss_weights.path=5", "fusion.separation_pairs=1"),
+        *("model.norm=none", "model.blocks=residual"),
     ),
-    "all ones or zeros": (
-        "fusion.mixture.endpoints=1",
-        *(f"fusion.mixture.{n}=0" for n in ("coin_flips", "single", "uniform")),
+    "spatial, layer weights": (
+        *("data.image_size=64", "fusion.mixture.spatial=1", "fusion.mixture.endpoints=0", *NO_OTHERS),
+        "perceptual.layer_weights=[1,10,40,0.5,0]",
     ),
+    "all ones or zeros": ("fusion.mixture.endpoints=1", *NO_OTHERS),
 }
-OURS = {"ssim": {"ssim": SSIM}, "separation": {"separation": SEPARATION, "path": PATH}}
 OWNERS = {"map": [[1, 0.5, 0.5, 0, 0.2], [0, 0.5, 0.5, 1, 0.8]], "shared": [[1 / 3] * 5] * 3}
 
 
@@ -58,7 +55,7 @@ class Spy:
         self.critic: dict[str, list[Tensor | None]] = {}
         self.autoencoder: dict[str, list[Tensor | None]] = {}
         self.order: list[str] = []
-        apply = stage.runtime.apply
+        apply = stage.runtime.optimizing.apply
 
         def watch(optimizer: Any, what: str) -> Tensor:
             name = what.split(", ")[1]
@@ -67,13 +64,7 @@ class Spy:
             self.autoencoder[name] = gradients(stage.average.trained.parameters())
             return apply(optimizer, what)
 
-        monkeypatch.setattr(stage.runtime, "apply", watch)
-
-
-def gram(p: Tensor) -> Tensor:
-    c, h, w = p.shape
-    flat = p.reshape(c, h * w)
-    return flat @ flat.T / (c * h * w)
+        monkeypatch.setattr(stage.runtime.optimizing, "apply", watch)
 
 
 def expected_critic_loss(
@@ -94,47 +85,28 @@ def expected_critic_loss(
     return (critic.score(fake) - critic.score(real)).mean(), penalty
 
 
-def expected_terms(
-    stage: FusionStage, critic: Any, autoencoder: Any, micro: Inputs, owners: Tensor
-) -> dict[str, Tensor]:
-    """Image by image, from the equations; A is the image, B the one before it."""
-    images, lambda_ = micro.images, micro.lambda_
-    reconstruction, fused, _ = autoencoder(images, lambda_)
-    scores = critic.score(fused)
-    features_real, features_fused = stage.perceptual(images), stage.perceptual(fused)
-    terms: dict[str, list[Tensor]] = {name: [] for name in (*WEIGHTS, "ssim")}
-    for i in range(len(images)):
-        a, b, c = images[i], images[i - 1], fused[i]
-        a_again, b_again = reconstruction[i], reconstruction[i - 1]
-        layer = lambda_[i].flatten(1).mean(1) @ owners if lambda_[i].dim() > 1 else lambda_[i] @ owners
-        style, content = torch.zeros(()), torch.zeros(())
-        for number in range(5):
-            at_a, at_b, at_c = features_real[number][i], features_real[number][i - 1], features_fused[number][i]
-            weight = stage.layer_weights[number]
-            if number < 3:
-                to_a, to_b = (gram(at_c) - gram(at_a)).square().mean(), (gram(at_c) - gram(at_b)).square().mean()
-                style = style + weight * (layer[number] * to_a + (1 - layer[number]) * to_b)
-            else:
-                to_a, to_b = (at_c - at_a).square().mean(), (at_c - at_b).square().mean()
-                content = content + weight * (layer[number] * to_a + (1 - layer[number]) * to_b)
-        r = torch.zeros(())
-        if bool((lambda_[i] == 1).all()):
-            r = (c - a).abs().mean()
-        if bool((lambda_[i] == 0).all()):
-            r = (c - b).abs().mean()
-
-        def variation(x: Tensor) -> Tensor:
-            return (x[:, :, 1:] - x[:, :, :-1]).square().sum() + (x[:, 1:] - x[:, :-1]).square().sum()
-
-        terms["adversarial"].append(-scores[i])
-        terms["content"].append(content)
-        terms["style"].append(style)
-        terms["reconstruction"].append((a_again - a).abs().mean() + (b_again - b).abs().mean() + r)
-        of_a, of_b = (structural_similarity(x[None], y[None]).sum() for x, y in ((a_again, a), (b_again, b)))
-        terms["ssim"].append(2 - of_a - of_b)
-        terms["total_variation"].append((variation(c) + variation(a_again) + variation(b_again)) / c.numel())
-    found = {name: torch.stack(values).mean() for name, values in terms.items()}
-    return found | (expected_of_flips(stage, autoencoder, images) if stage.flipped_pairs else {})
+def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, owners: Tensor) -> dict[str, Tensor]:
+    """The means of the equations' terms, from A, B, A', B' and C; B is the image before A."""
+    a, lambda_ = micro.images, micro.lambda_
+    a_again, c, _ = model(a, lambda_)
+    before = [i - 1 for i in range(len(a))]
+    b, b_again = a[before], a_again[before]
+    by_layer = torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
+    layers = list(zip(stage.layer_weights, *(stage.perceptual(x) for x in (c, a, b)), by_layer, strict=True))
+    style = [w * losses.style(x, y, z, lam.reshape(len(a), -1).mean(1)) for w, x, y, z, lam in layers[:3]]
+    content = [w * losses.content(x, y, z, lam) for w, x, y, z, lam in layers[3:]]
+    only_a, only_b = ((lambda_.flatten(1) == value).all(1)[:, None, None, None] for value in (1, 0))
+    end = torch.where(only_a, a, torch.where(only_b, b, c))  # C itself elsewhere: R is 0 there
+    terms = {
+        "adversarial": -critic.score(c),
+        "content": sum(content),
+        "style": sum(style),
+        "reconstruction": sum(map(losses.reconstruction, (a_again, b_again, c), (a, b, end))),
+        "total_variation": sum(map(losses.total_variation, (c, a_again, b_again))),
+        "ssim": 2 - structural_similarity(a_again, a) - structural_similarity(b_again, b),
+    }
+    found = {name: torch.as_tensor(values).mean() for name, values in terms.items()}
+    return found | (expected_of_flips(stage, model, a) if stage.extra.flipped_pairs else {})
 
 
 def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> dict[str, Tensor]:
@@ -142,8 +114,8 @@ def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> d
     z_a, z_b = autoencoder.encoder(images[:1]), autoencoder.encoder(images[-1:])
 
     def points(z: Tensor) -> list[Tensor]:
-        features = [each[0] for each in stage.perceptual(autoencoder.generator(z))]
-        return [gram(each) if number < 3 else each for number, each in enumerate(features)]
+        features = stage.perceptual(autoencoder.generator(z))
+        return [losses.gram_matrix(each) if number < 3 else each for number, each in enumerate(features)]
 
     def distances(z: Tensor) -> Tensor:
         return torch.stack([(x - y).square().mean() for x, y in zip(points(z), points(z_a), strict=True)])
@@ -166,14 +138,15 @@ def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> d
     return {"separation": 1 - own_share + leakage, "path": cosines.clamp(min=0).mean()}
 
 
-@pytest.mark.parametrize("micro", [4, 2], ids=["whole", "accumulated"])
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize(
+    ("reading", "micro"), [*((reading, 4) for reading in READINGS), ("layerwise", 2), ("separation, path", 2)]
+)
 def test_one_step_is_the_method(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int, reading: str
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str, micro: int
 ) -> None:
     stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}", *READINGS[reading])
     critic, autoencoder = copy.deepcopy(stage.critic), copy.deepcopy(stage.average.trained)
-    batch = batch_of(stage.setup, 0)
+    batch = batch_of(stage.context, 0)
     micros = stage.inputs(0, batch)
     assert len(micros) == 4 // micro
     spy = Spy(stage, monkeypatch)
@@ -181,12 +154,12 @@ def test_one_step_is_the_method(
     assert spy.order == ["discriminator", "autoencoder"]
 
     # D first, on fused images that carry no gradient to E and G.
-    k, p, endpoints = (3, 4, True) if reading == "endpoints" else (2, 6, False)
+    k, p, endpoints = (3, 4, True) if "penalty" in reading else (2, 6, False)
     parts = [
         expected_critic_loss(critic, each, autoencoder(each.images, each.lambda_).fused, k, p, endpoints)
         for each in micros
     ]
-    (sum(score + penalty for score, penalty in parts) / len(parts)).backward()
+    torch.stack([score + penalty for score, penalty in parts]).mean().backward()
     assert_close_gradients(spy.critic["discriminator"], gradients(critic.parameters()))
     assert all(gradient is None for gradient in spy.autoencoder["discriminator"]), "D's step is not theirs"
     torch.testing.assert_close(
@@ -197,9 +170,9 @@ def test_one_step_is_the_method(
     torch.testing.assert_close(terms["critic/real"] - terms["critic/fake"], wasserstein, rtol=1e-3, atol=1e-5)
 
     # Then E and G, against D as it is after its step.
-    owners = torch.tensor(OWNERS.get(reading, torch.eye(5).tolist()))
+    owners = torch.tensor(OWNERS.get(reading.split(",")[0], torch.eye(5).tolist()))
     expected = [expected_terms(stage, stage.critic, autoencoder, each, owners) for each in micros]
-    weights = WEIGHTS | OURS.get(reading, {})
+    weights = WEIGHTS | {name: weight for name, weight in EXTRA.items() if name in reading}
     means = {name: torch.stack([each[name] for each in expected]).mean() for name in weights}
     total = torch.stack([weight * means[name] for name, weight in weights.items()]).sum()
     autoencoder.zero_grad()
@@ -208,8 +181,12 @@ def test_one_step_is_the_method(
         torch.testing.assert_close(terms[f"loss/{name}"], mean.detach(), rtol=1e-4, atol=1e-6, msg=name)
         torch.testing.assert_close(terms[f"loss_weighted/{name}"], weights[name] * mean.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["loss/total"], total.detach(), rtol=1e-4, atol=0)
+    layers = sum(
+        weight * terms[f"loss_layer/{layer}"] for layer, weight in zip(LAYERS, stage.layer_weights, strict=True)
+    )
+    torch.testing.assert_close(layers, terms["loss/content"] + terms["loss/style"])
     # Separation divides small distances of nearly equal images: it is less exact in float32.
-    of_largest = 2e-3 if reading == "separation" else 2e-4
+    of_largest = 2e-3 if "separation" in reading else 2e-4
     assert_close_gradients(spy.autoencoder["autoencoder"], gradients(autoencoder.parameters()), of_largest)
     assert all(gradient is None for gradient in spy.critic["autoencoder"]), "their step is not D's"
 
@@ -228,7 +205,7 @@ def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_pat
     networks = {"autoencoder": stage.average.trained, "average": stage.average.module, "critic": stage.critic}
     before = {name: copy.deepcopy(network.state_dict()) for name, network in networks.items()}
     perceptual = copy.deepcopy(stage.perceptual.state_dict())
-    stage.step(0, batch_of(stage.setup, 0))
+    stage.step(0, batch_of(stage.context, 0))
     for name, network in networks.items():
         for key, parameter in network.named_parameters():
             # D(C) - D(I) does not see a constant that is added to both.
@@ -240,25 +217,37 @@ def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_pat
     assert not any(parameter.requires_grad for parameter in stage.perceptual.parameters())
 
 
+def test_the_average_counts_the_steps_of_pre_training(trained: Trained, tmp_path: Path) -> None:
+    """Otherwise it would forget, at the beginning of fusion training, what pre-training has averaged."""
+    stage = new_stage(trained, tmp_path, "training.pretrain_steps=15", "training.ema_decay=0.999")
+    before = [parameter.clone() for parameter in stage.average.module.parameters()]
+    stage.step(2, batch_of(stage.context, 2))
+    kept = (1 + 15 + 3) / (10 + 15 + 3)
+    for old, trained_one, new in zip(
+        before, stage.average.trained.parameters(), stage.average.module.parameters(), strict=True
+    ):
+        torch.testing.assert_close(new, kept * old + (1 - kept) * trained_one, rtol=1e-5, atol=1e-7)
+
+
 def test_the_draws_of_a_step_depend_on_seed_and_step_alone(trained: Trained, tmp_path: Path) -> None:
     whole, parted = (new_stage(trained, tmp_path, f"training.micro_batch_size={micro}") for micro in (4, 2))
     for step in (0, 1, 7):
-        (one,) = whole.inputs(step, batch_of(whole.setup, step))
+        (one,) = whole.inputs(step, batch_of(whole.context, step))
         torch.rand(2)
-        two = parted.inputs(step, batch_of(parted.setup, step))
+        two = parted.inputs(step, batch_of(parted.context, step))
         for name in Inputs._fields:
             assert torch.equal(getattr(one, name), torch.cat([getattr(each, name) for each in two])), name
         assert one.lambda_.shape == (4, 5) and one.lambda_.min() >= 0 and one.lambda_.max() <= 1
         assert one.position.min() >= 0 and one.position.max() <= 1
-    (first,), (second,) = (whole.inputs(step, batch_of(whole.setup, 0)) for step in (0, 1))
+    (first,), (second,) = (whole.inputs(step, batch_of(whole.context, 0)) for step in (0, 1))
     assert not torch.equal(first.lambda_, second.lambda_) and not torch.equal(first.position, second.position)
 
 
 def test_bf16_trains_on_a_cpu(trained: Trained, tmp_path: Path) -> None:
     stage = new_stage(trained, tmp_path, "training.mixed_precision=no")
-    wide = stage.step(0, batch_of(stage.setup, 0))
+    wide = stage.step(0, batch_of(stage.context, 0))
     stage = new_stage(trained, tmp_path, "training.mixed_precision=bf16")
-    narrow = stage.step(0, batch_of(stage.setup, 0))
+    narrow = stage.step(0, batch_of(stage.context, 0))
     assert wide.keys() == narrow.keys()
     for name in ("loss/reconstruction", "loss/content", "loss/style", "loss/penalty", "loss/total"):
         assert narrow[name].dtype == torch.float32

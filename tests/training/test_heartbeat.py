@@ -1,69 +1,73 @@
-"""Hearts and what else a rank's thread sees; several processes are in integration/test_lost_ranks.py."""
+"""Heartbeats and what else a rank's thread sees; several processes are in integration/test_lost_ranks.py."""
 
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pipeline.common import signals
-from pipeline.training import heartbeat as watch
-from pipeline.training.heartbeat import Hearts, Watch
+from pipeline.training import heartbeat
+from pipeline.training.heartbeat import PATIENCE_SECONDS, Heartbeat, Monitor
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(watch, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(watch, "PATIENCE_SECONDS", 0.5)
-
-
-def wait_for(condition: object, seconds: float = 10) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_hearts_that_beat() -> None:
-    store = HashStore()
-    hearts = [Hearts(rank, 3, store) for rank in range(3)]
-    time.sleep(1.2)
-    assert [each.lost() for each in hearts] == [None] * 3
-    for each in hearts:
-        each.end()
-
-
-@pytest.mark.parametrize("silent", [0, 2])
-def test_one_that_falls_silent_is_lost_to_all_others(silent: int) -> None:
-    store = HashStore()
-    hearts = [Hearts(rank, 3, store) for rank in range(3)]
-    hearts[silent].end()
-    others = [each for each in hearts if each.rank != silent]
-    wait_for(lambda: all(each.lost() for each in others))
-    assert {each.lost() for each in others} == {f"no sign of life from rank {silent} for 0.5 s"}
-    for each in others:
+@pytest.mark.parametrize("silent", [None, 0, 2])
+def test_a_rank_that_falls_silent_is_lost_to_all_others(monkeypatch: pytest.MonkeyPatch, silent: int | None) -> None:
+    """By a clock of the test: the threads sleep."""
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 1000)
+    store, clock = HashStore(), [0.0]
+    ranks = [Heartbeat(rank, 3, store, now=lambda: clock[0]) for rank in range(3)]
+    others = [each for each in ranks if each.rank != silent]
+    for clock[0] in range(0, 20 * int(PATIENCE_SECONDS)):
+        for each in others:
+            each.beat()
+        verdicts = {each.look() for each in others}
+        assert verdicts == {None} or (silent is not None and clock[0] > PATIENCE_SECONDS)
+    lost = None if silent is None else f"no sign of life from rank {silent} for {PATIENCE_SECONDS:g} s"
+    assert verdicts == {lost}
+    for each in ranks:
         each.end()
 
 
 def test_a_store_that_fails_or_hangs_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(heartbeat, "PATIENCE_SECONDS", 0.5)
+
     def refuse(*_: object) -> None:
         raise RuntimeError("Connection reset")
 
-    failing = Hearts(1, 2, HashStore())
+    failing = Heartbeat(1, 2, HashStore())
     monkeypatch.setattr(failing, "beat", refuse)
     wait_for(failing.lost)
     assert failing.lost() == "rank 0 or its launcher cannot be reached"
-    hanging = Hearts(0, 1, HashStore())
-    monkeypatch.setattr(hanging, "beat", lambda: time.sleep(3))
+    hanging, released = Heartbeat(0, 1, HashStore()), threading.Event()
+    monkeypatch.setattr(hanging, "beat", released.wait)
     wait_for(hanging.lost)
     assert hanging.lost() == "rank 0 or its launcher has not answered for 0.5 s"
+    released.set()
+    hanging.end()
 
 
-def test_the_file_stop_is_taken_away_and_asks_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(signals, "request", asked.append)
-    other, main = (Watch(tmp_path, rank, 1, lambda _: None) for rank in (1, 0))
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a monitor stopped its process for."""
+    causes: list[str] = []
+    monkeypatch.setattr(heartbeat, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(signals, "request", causes.append)
+    return causes
+
+
+def test_the_file_stop_is_removed_and_asks_to_stop(tmp_path: Path, asked: list[str]) -> None:
+    other, main = (Monitor(tmp_path, rank, 1, lambda _: None) for rank in (1, 0))
     (tmp_path / "STOP").touch()
     wait_for(lambda: asked)
     for each in (main, other):
@@ -72,14 +76,16 @@ def test_the_file_stop_is_taken_away_and_asks_to_stop(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("launched", [True, False])
-def test_a_launcher_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launched: bool) -> None:
+def test_a_launcher_that_dies(
+    tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
     """Without a launcher another parent means nothing: `nohup`, and the shell has ended."""
-    asked: list[str] = []
-    monkeypatch.setattr(signals, "request", asked.append)
     monkeypatch.setattr(signals, "PARENT", -1)
     if launched:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    watching = Watch(tmp_path, 1, 1, lambda _: None)
-    time.sleep(0.3)
-    watching.end()
-    assert asked == (["the death of its launcher"] if launched else [])
+    monitor = Monitor(tmp_path, 0, 1, lambda _: None)
+    for stops in (1, 2):  # between two of them it has looked at everything
+        (tmp_path / "STOP").touch()
+        wait_for(lambda: sum(each.startswith("the file") for each in asked) == stops)  # noqa: B023 (called at once)
+    monitor.end()
+    assert asked.count("the death of its launcher") == launched

@@ -4,7 +4,7 @@ They refuse to mix devices, as real ones do. Backward passes would need a driver
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from torch._subclasses import FakeTensorMode
 
 from pipeline.cli.bench.step import random_batch
 from pipeline.config import load as configuration
-from pipeline.training.context import Setup
+from pipeline.data.loading.loader import FaceImages
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 from pipeline.training.runtime import Runtime
 
@@ -27,7 +28,7 @@ SMALL = (
 M = TypeVar("M", bound=nn.Module)
 
 
-def place(_: Runtime, module: M) -> M:
+def to_gpu(_: Runtime, module: M, *, frozen: bool = False) -> M:
     """As `Module.to`, which cannot move fake tensors."""
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
@@ -42,18 +43,17 @@ def test_no_tensor_of_the_host_meets_one_of_the_gpu(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configuration.load(REPOSITORY / "configs" / f"{recipe}.yaml", list(SMALL))
-    runtime, anything = new_runtime(config), Any
-    monkeypatch.setattr(Runtime, "device", property(lambda _: GPU))
+    runtime, nothing = new_runtime(config), cast(FaceImages, None)
+    runtime.device = GPU
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(Runtime, "place", place)
-    monkeypatch.setattr(Runtime, "place_frozen", place)
+    monkeypatch.setattr(Runtime, "to_device", to_gpu)
     monkeypatch.setattr(Runtime, "wrap", lambda _, module: module)
-    setup = Setup(config, runtime, anything, anything)
+    context = Context(config, runtime, nothing, nothing)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        stage = FusionStage(setup, tmp_path)
-        (micro,) = stage.inputs(0, random_batch(setup.order, config.data.image_size))
-        output = stage.autoencoder(micro.images, micro.lambda_, stage.flipped_pairs)
-        terms, per_layer = stage._terms(micro, output)
+        stage = FusionStage(context, tmp_path)
+        (micro,) = stage.inputs(0, random_batch(context.order, config.data.image_size))
+        output = stage.autoencoder(micro.images, micro.lambda_, stage.extra.flipped_pairs)
+        terms, per_layer = stage.terms(micro, output)
         scores = stage.critic.score(micro.images)
     assert {"ssim", "separation", "path", "style"} <= terms.keys()
     assert {value.device for value in (*terms.values(), *per_layer.values(), scores)} == {GPU}

@@ -1,4 +1,4 @@
-"""One step of pre-training is METHOD (10), whatever the accumulation."""
+"""One step of pre-training is docs/method.md, eq. 10, whatever the accumulation."""
 
 import copy
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from running import Trained, batch_of, new_setup, tiny_config
 
 from pipeline.models.autoencoder import FusionAutoencoder
-from pipeline.models.losses import structural_similarity
+from pipeline.models.extra_losses import structural_similarity
 from pipeline.training.pretrain import PretrainStage
 
 
@@ -25,9 +25,9 @@ def test_one_step_minimises_the_mean_absolute_difference(
     stage = new_stage(trained, tmp_path, f"training.micro_batch_size={micro}", f"loss_weights.ssim={ssim}")
     module = stage.average.trained
     reference: FusionAutoencoder = copy.deepcopy(module)
-    chosen = stage.setup.config.optimizer
+    chosen = stage.context.config.optimizer
     adam = torch.optim.Adam(reference.parameters(), lr=chosen.learning_rate, betas=(chosen.beta1, chosen.beta2))
-    batch = batch_of(stage.setup, 0)
+    batch = batch_of(stage.context, 0)
     assert len(batch) == 4 // micro
     terms = stage.step(0, batch)
 
@@ -58,7 +58,7 @@ def test_one_step_minimises_the_mean_absolute_difference(
 def test_the_average_follows_and_is_what_is_shown(trained: Trained, tmp_path: Path) -> None:
     stage = new_stage(trained, tmp_path, "training.ema_decay=0.9")
     start = {name: p.clone() for name, p in stage.average.trained.named_parameters()}
-    stage.step(0, batch_of(stage.setup, 0))
+    stage.step(0, batch_of(stage.context, 0))
     share = 2 / 11  # (1 + 1) / (10 + 1), under 0.9
     for name, p in stage.average.module.named_parameters():
         expected = share * start[name] + (1 - share) * dict(stage.average.trained.named_parameters())[name]
@@ -70,13 +70,13 @@ def test_the_average_follows_and_is_what_is_shown(trained: Trained, tmp_path: Pa
 
 def test_it_learns(trained: Trained, tmp_path: Path) -> None:
     stage = new_stage(trained, tmp_path, "model.base_channels=4", "optimizer.learning_rate=0.003")
-    losses = [float(stage.step(step, batch_of(stage.setup, 0))["loss/total"]) for step in range(60)]
+    losses = [float(stage.step(step, batch_of(stage.context, 0))["loss/total"]) for step in range(60)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
 def test_the_initial_weights_depend_on_the_seed_alone(trained: Trained, tmp_path: Path) -> None:
     def weights(*overrides: str) -> torch.Tensor:
-        return new_stage(trained, tmp_path, *overrides).average.trained.encoder.body[0][0].weight.detach()
+        return next(new_stage(trained, tmp_path, *overrides).average.trained.encoder.parameters()).detach()
 
     first = weights()
     torch.rand(3)

@@ -1,6 +1,7 @@
 """Devices, precision and skipped steps."""
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from pipeline.common.devices import check_device, unsupported_gpu
 from pipeline.common.errors import UserError
 from pipeline.config.schema import OptimizerConfig, TrainingConfig
 from pipeline.data.loading.loader import MicroBatch
+from pipeline.training.optimizing import OptimizerSteps
 from pipeline.training.runtime import Runtime
 
 
-def new_runtime(**options: object) -> Runtime:
+def new_runtime(**options: Any) -> Runtime:
     AcceleratorState._reset_state(True)
     return Runtime(TrainingConfig(**{"device": "cpu", "max_skipped_steps": 3, **options}))
 
@@ -23,6 +25,11 @@ def new_runtime(**options: object) -> Runtime:
 @pytest.fixture
 def runtime() -> Runtime:
     return new_runtime()
+
+
+@pytest.fixture
+def optimizing(runtime: Runtime) -> OptimizerSteps:
+    return runtime.optimizing
 
 
 def test_images_are_mirrored_where_the_batch_says_so(runtime: Runtime) -> None:
@@ -35,19 +42,19 @@ def test_images_are_mirrored_where_the_batch_says_so(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime, fused: bool) -> None:
+def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(optimizing: OptimizerSteps, fused: bool) -> None:
     torch.manual_seed(0)
     module, reference = nn.Linear(4, 3), nn.Linear(4, 3)
     reference.load_state_dict(module.state_dict())
     config = OptimizerConfig(learning_rate=0.01, beta1=0.3, beta2=0.7, fused=fused)
-    optimizer = runtime.optimizer(module, config)
+    optimizer = optimizing.adam(module, config)
     adam = torch.optim.Adam(reference.parameters(), lr=0.01, betas=(0.3, 0.7))
     for _ in range(3):
         inputs = torch.randn(5, 4)
-        runtime.backward(module(inputs).square().mean())
+        optimizing.backward(module(inputs).square().mean())
         reference(inputs).square().mean().backward()
         expected = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None]).norm()
-        torch.testing.assert_close(runtime.apply(optimizer, "test"), expected)
+        torch.testing.assert_close(optimizing.apply(optimizer, "test"), expected)
         assert all(p.grad is None for p in module.parameters())
         adam.step()
         adam.zero_grad()
@@ -57,7 +64,7 @@ def test_a_step_is_adam_and_its_norm_is_that_of_all_gradients(runtime: Runtime, 
 
 def test_what_is_done_with_can_be_let_go(runtime: Runtime) -> None:
     module = nn.Linear(100, 100)
-    weight, optimizer = weakref.ref(module.weight), runtime.optimizer(runtime.wrap(module), OptimizerConfig())
+    weight, optimizer = weakref.ref(module.weight), runtime.optimizing.adam(runtime.wrap(module), OptimizerConfig())
     del module, optimizer
     assert weight() is not None, "accelerate holds it"
     runtime.free_memory()
@@ -65,54 +72,58 @@ def test_what_is_done_with_can_be_let_go(runtime: Runtime) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(runtime: Runtime, value: float) -> None:
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_bounded(optimizing: OptimizerSteps, value: float) -> None:
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizer(module, OptimizerConfig())
+    optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
 
     def step(factor: float) -> None:
-        runtime.backward(module(torch.ones(1, 2)).sum() * factor)
-        runtime.apply(optimizer, "train, autoencoder")
+        optimizing.backward(module(torch.ones(1, 2)).sum() * factor)
+        optimizing.apply(optimizer, "train, autoencoder")
 
     step(value)
     step(value)
-    assert torch.equal(module.weight, before) and runtime.skipped_steps == 2
+    assert torch.equal(module.weight, before) and optimizing.skipped == 2
     step(1.0)  # the count of those in a row starts again
     assert not torch.equal(module.weight, before)
     step(value)
     step(value)
-    assert runtime.failure is None
+    assert optimizing.failure is None
     step(value)
-    assert runtime.failure is not None
-    assert "train, autoencoder: the gradient was not finite 3 times in a row" in runtime.failure
-    assert runtime.skipped_steps == 5 and torch.isfinite(module.weight).all()
+    assert optimizing.failure is not None
+    assert "train, autoencoder: the gradient was not finite 3 times in a row" in optimizing.failure
+    assert optimizing.skipped == 5 and torch.isfinite(module.weight).all()
 
 
 def test_a_loss_scale_that_collapses_is_a_failure(runtime: Runtime) -> None:
     """As under fp16: the scale is halved at each overflow, whether or not other steps come between."""
-    runtime.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
+    optimizing = runtime.optimizing
+    runtime.accelerator.scaler = torch.GradScaler("cpu", init_scale=3e-4, growth_interval=1000)
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizer(module, OptimizerConfig())
+    optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
-    runtime.backward(module(torch.ones(1, 2)).sum() * float("inf"))
-    runtime.apply(optimizer, "train, autoencoder")
-    assert runtime.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
-    runtime.backward(module(torch.ones(1, 2)).sum() * float("inf"))
-    runtime.apply(optimizer, "train, autoencoder")
-    assert runtime.failure == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
+    optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    optimizing.apply(optimizer, "train, autoencoder")
+    assert optimizing.failure is None and torch.equal(module.weight, before), "skipped by the scaler"
+    optimizing.backward(module(torch.ones(1, 2)).sum() * float("inf"))
+    optimizing.apply(optimizer, "train, autoencoder")
+    assert (
+        optimizing.failure == "train, autoencoder: the fp16 loss scale fell to 7.5e-05; use mixed_precision bf16 or no"
+    )
 
 
-def test_an_infinite_loss_with_finite_gradients_is_seen(runtime: Runtime) -> None:
+def test_an_infinite_loss_with_finite_gradients_is_seen(optimizing: OptimizerSteps) -> None:
     module = nn.Linear(2, 1)
-    optimizer = runtime.optimizer(module, OptimizerConfig())
+    optimizer = optimizing.adam(module, OptimizerConfig())
     before = module.weight.detach().clone()
-    runtime.backward(module(torch.ones(1, 2)).sum() + float("inf"))
-    assert not torch.isfinite(runtime.apply(optimizer, "train, autoencoder"))
-    assert torch.equal(module.weight, before) and runtime.bad_gradients == ["weight", "bias"]
+    optimizing.backward(module(torch.ones(1, 2)).sum() + float("inf"))
+    assert not torch.isfinite(optimizing.apply(optimizer, "train, autoencoder"))
+    assert torch.equal(module.weight, before) and optimizing.bad_gradients == ["weight", "bias"]
 
 
 def test_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert new_runtime().loss_scale == 1.0 and new_runtime().scaler_state() == {}
+    optimizing = new_runtime().optimizing
+    assert optimizing.loss_scale == 1.0 and optimizing.scaler_state() == {}
     assert new_runtime(mixed_precision="bf16").precision == "bf16"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert new_runtime().precision == "bf16", "what `accelerate launch` says, where the configuration says nothing"

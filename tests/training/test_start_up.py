@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import make_shards, new_runtime
+from accelerate.state import AcceleratorState
+from running import REPOSITORY, make_shards
 
 from pipeline.cli import workflow
 from pipeline.config import load as configuration
+from pipeline.config.schema import Config
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.fusion import FusionStage
 
@@ -23,17 +25,12 @@ class Begun(Exception):
 def test_resumed_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = make_shards(tmp_path / "shards")
 
-    def config(steps: int) -> configuration.Config:
-        new_runtime(configuration.Config())  # forgets the job before
-        sets = {
-            "run_dir": tmp_path / "run",
-            "data.shards": shards,
-            "training.device": "cpu",
-            "perceptual.weights": "random",
-        }
-        sets |= {"training.pretrain_steps": 1, "training.fusion_steps": steps, "tracking.image_every": 1000}
-        sets |= {"training.global_batch_size": 2, "training.micro_batch_size": 2, "data.workers": 1}
-        return configuration.load(Path("configs/default.yaml"), [f"{name}={value}" for name, value in sets.items()])
+    def config(steps: int) -> Config:
+        AcceleratorState._reset_state(True)  # forgets the job before
+        sets = [f"run_dir={tmp_path / 'run'}", f"data.shards={shards}", "training.device=cpu", "data.workers=1"]
+        sets += ["perceptual.weights=random", "training.pretrain_steps=1", f"training.fusion_steps={steps}"]
+        sets += ["tracking.image_every=1000", "training.global_batch_size=2", "training.micro_batch_size=2"]
+        return configuration.load(REPOSITORY / "configs" / "default.yaml", sets)
 
     workflow.pretrain(config(1))
     workflow.train(config(1), None)

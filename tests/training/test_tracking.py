@@ -32,7 +32,7 @@ def test_means_over_the_steps_since_the_last_line(
     tmp_path: Path, runtime: Runtime, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = new_tracker(tmp_path, runtime)
-    runtime.skipped_steps = 2
+    runtime.optimizing.skipped = 2
     for value in (1.0, 2.0, 6.0):
         tracker.add({"loss/total": torch.tensor(value), "critic/real": torch.tensor(-value)}, 8)
     means = tracker.flush(3, {"learning_rate/autoencoder": 0.125})

@@ -24,7 +24,9 @@ def step(
     with importing():
         from pipeline.cli.bench import step as training
 
-    report = training.measure(training.random_setup(resolved), steps, profile)
+    context = training.without_data(resolved)
+    report = training.measure(context, steps, profile)
+    context.runtime.close()
     if report is None:
         return
     if out is not None:

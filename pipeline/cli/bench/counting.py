@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Counter(TorchDispatchMode):
-    """Counts what is done within `with Counter() as counter`."""
+    """Counts what is done within `with counter:`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.data.loading.loader import FaceImages, MicroBatch
 from pipeline.data.loading.order import Order
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
@@ -73,7 +73,7 @@ class Report:
         return asdict(self)
 
 
-def random_setup(config: Config) -> Setup:
+def without_data(config: Config) -> Context:
     """What stages need, without data or weights: the perceptual network's are random, and there are no images.
 
     Raises:
@@ -82,14 +82,14 @@ def random_setup(config: Config) -> Setup:
     perceptual = config.perceptual.model_copy(update={"weights": "random", "feature_scale": "none"})
     config = config.model_copy(update={"perceptual": perceptual})
     no_images = cast(FaceImages, None)  # the steps are given theirs
-    return Setup(config, Runtime(config.training, config.speed), no_images, no_images)
+    return Context(config, Runtime(config.training, config.speed), no_images, no_images)
 
 
-def measure(setup: Setup, steps: int, profile: bool = False) -> Report | None:
+def measure(context: Context, steps: int, profile: bool = False) -> Report | None:
     """Time `steps` steps of both stages, or the next multiple of `penalty.every`, after two that do not count.
 
     Args:
-        setup: from `random_setup`.
+        context: from `without_data`.
         profile: name the ten heaviest operations of a fusion step.
 
     Returns:
@@ -98,15 +98,15 @@ def measure(setup: Setup, steps: int, profile: bool = False) -> Report | None:
     Raises:
         UserError: the batch cannot be had, or the gradients are not finite.
     """
-    config, runtime = setup.config, setup.runtime
+    config, runtime = context.config, context.runtime
     every = config.penalty.every
     steps = -(-steps // every) * every  # so that steps with the penalty have the share they have in training
     rate = matrix_rate(runtime.device, DTYPES[runtime.precision])
     speeds = (
-        speed(lambda: PretrainStage(setup), setup, steps, rate),
-        speed(lambda: FusionStage(setup, config.run_dir), setup, steps, rate),
+        speed(lambda: PretrainStage(context), context, steps, rate),
+        speed(lambda: FusionStage(context, config.run_dir), context, steps, rate),
     )
-    heaviest = _heaviest(setup) if profile else None
+    heaviest = _heaviest(context) if profile else None
     if not runtime.ranks.is_main:
         return None
     on_cpu = runtime.device.type == "cpu"
@@ -123,18 +123,18 @@ def measure(setup: Setup, steps: int, profile: bool = False) -> Report | None:
     )
 
 
-def speed(make: Callable[[], Steps], setup: Setup, steps: int, rate: float, flop: int | None = None) -> Speed:
+def speed(make: Callable[[], Steps], context: Context, steps: int, rate: float, flop: int | None = None) -> Speed:
     """Time `steps` steps of what `make` builds, on random images.
 
     Args:
         rate: of `matrix_rate`.
         flop: per image, to compare with; without it, they are counted.
     """
-    runtime, device = setup.runtime, setup.runtime.device
+    runtime, device = context.runtime, context.runtime.device
     runtime.free_memory()
-    torch.manual_seed(setup.config.seed)
-    batch = random_batch(setup.order, setup.config.data.image_size)
-    stage, counted, peak = count(make, setup, batch)
+    torch.manual_seed(context.config.seed)
+    batch = random_batch(context.order, context.config.data.image_size)
+    stage, counted, peak = count(make, context, batch)
     for number in range(WARM_UP):
         stage.step(number, batch)
     runtime.accelerator.wait_for_everyone()
@@ -145,9 +145,9 @@ def speed(make: Callable[[], Steps], setup: Setup, steps: int, rate: float, flop
         stage.step(number, batch)
     queued = time.perf_counter() - began
     seconds = _now(device) - began
-    runtime.check()
-    if runtime.failure:
-        raise UserError(runtime.failure)
+    runtime.optimizing.check()
+    if runtime.optimizing.failure:
+        raise UserError(runtime.optimizing.failure)
     flop = flop or counted
     images_per_second = sum(len(micro.images) for micro in batch) * steps / seconds
     return Speed(
@@ -163,29 +163,31 @@ def speed(make: Callable[[], Steps], setup: Setup, steps: int, rate: float, flop
     )
 
 
-def count(make: Callable[[], Steps], setup: Setup, batch: list[MicroBatch]) -> tuple[Steps, int, int]:
+def count(make: Callable[[], Steps], context: Context, batch: list[MicroBatch]) -> tuple[Steps, int, int]:
     """Build a stage; count its FLOP per image, and the bytes of its tensors at the peak of a step (0 on a GPU).
 
     FLOP are counted in steps of one micro-batch, which compute nothing twice, with the penalty and without; bytes in a
     whole step, once Adam has its state.
     """
-    with setup.runtime.uncompiled(), Counter() as counter:
+    counter = Counter()
+    with context.runtime.uncompiled(), counter:
         stage = make()
         stage.step(0, batch[:1])
         penalised = counter.flop
         stage.step(1, batch[:1])
-        every = setup.config.penalty.every
+        every = context.config.penalty.every
         flop = (penalised + (every - 1) * (counter.flop - penalised)) // (every * len(batch[0].images))
         counter.peak_bytes = 0
-        if setup.runtime.device.type == "cpu":  # on a GPU torch tells
+        if context.runtime.device.type == "cpu":  # on a GPU torch tells
             stage.step(0, batch)
     return stage, flop, counter.peak_bytes
 
 
-def _heaviest(setup: Setup) -> str:
+def _heaviest(context: Context) -> str:
     """The ten heaviest operations of a fusion step; on a GPU, its kernels."""
-    device = setup.runtime.device
-    stage, batch = FusionStage(setup, setup.config.run_dir), random_batch(setup.order, setup.config.data.image_size)
+    device = context.runtime.device
+    stage = FusionStage(context, context.config.run_dir)
+    batch = random_batch(context.order, context.config.data.image_size)
     for number in range(WARM_UP):
         stage.step(number, batch)
     _now(device)

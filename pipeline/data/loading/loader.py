@@ -1,41 +1,43 @@
-"""Shards -> uint8 micro-batches in the global order, by random access through the shards' index."""
+"""Shards -> uint8 micro-batches in the global order, by random access through the shards' index.
+
+`FaceImages.micro_batches` is the whole way: a sampler names the images of each micro-batch, a plain `DataLoader` reads
+and decodes them, here or in its workers, and each step gets its micro-batches as a list.
+"""
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torchvision.io  # noqa: F401  # here, so that workers need not import it one by one
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline.common.errors import UserError
-from pipeline.common.processes import signals_held
 from pipeline.config.schema import DataConfig
 from pipeline.data import images
 from pipeline.data.loading.order import Order
-from pipeline.data.loading.workers import end_workers, follow_the_trainer, too_little_shared_memory
+from pipeline.data.loading.workers import loaded, too_little_shared_memory
 from pipeline.data.shards.reader import ShardReader
 
-PREFETCH = 2
-"""Blocks that each worker has ready or in work."""
-BLOCK_IMAGES = 64
-"""Small micro-batches of a step are loaded together, up to so many images: a block costs a worker 0.6 ms."""
+PREFETCH = 4
+"""Micro-batches that each worker has ready or in work."""
 
 Indices = NDArray[np.int64]
-"""The images of a batch, by their place in the split."""
+"""Images, by their number in the split."""
 
 
 class Loaded(NamedTuple):
+    """One image, and what went wrong on the way to it."""
+
     image: Tensor
     """(3, S, S) uint8."""
     problems: tuple[str, ...]
-    """Photographs that could not be read before this one could, and why."""
+    """Images that could not be read and that this one replaces, and why."""
 
 
 class Batch(NamedTuple):
@@ -46,29 +48,24 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatch:
+    """What one forward pass takes."""
+
     images: Tensor
-    """(m, 3, S, S) uint8, in host memory, or on the device where data.cache is `device`."""
-    place: slice
-    """Where in the step's global batch these images are: the key of their random draws."""
+    """(m, 3, S, S) uint8 in host memory."""
+    span: slice
+    """Which part of the step's global batch this is: the key of the random draws of its images."""
     flips: NDArray[np.bool_] | None = None
     """(m,): which of the images training is to mirror; it does so on its device."""
-    find_keys: Callable[[], tuple[str, ...]] = tuple
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Of the images, for messages; empty where they are not known."""
-        return self.find_keys()
+    keys: tuple[str, ...] = ()
+    """Of the images, for messages; empty where they are not known."""
 
 
 class FaceImages(Dataset[Loaded | UserError]):
-    """The photographs of a split, cropped and resized: (3, S, S) uint8.
+    """The images of a split, cropped and resized: (3, S, S) uint8.
 
-    A photograph that cannot be read is returned as the error it gave: raised in a worker it would lose its one line.
-    Where `max_bad_samples` allows some, the next good one of the split takes its place, and `problems` says so.
+    An image that cannot be read is returned as the error it gave: raised in a worker, it would lose its one line.
+    Where `max_bad_samples` allows some, the next good image of the split replaces it, and `problems` says so.
     """
-
-    pixels: Tensor | None = None
-    """(N, 3, S, S) uint8, in host memory or on a device: every image, where they are decoded already (`cache`)."""
 
     def __init__(self, folder: Path, config: DataConfig) -> None:
         self.reader = ShardReader(folder)
@@ -81,36 +78,19 @@ class FaceImages(Dataset[Loaded | UserError]):
     def __getitem__(self, index: int) -> Loaded | UserError:
         problems: list[UserError] = []
         while len(problems) <= self.config.max_bad_samples:
+            number = (index + len(problems)) % len(self)
             try:
-                image = self._image((index + len(problems)) % len(self))
+                image = images.decode(self.reader.image(number), self.reader.name(number))
+                fitted = images.fit(image, self.config.image_size, self.config.crop)
             except UserError as error:
                 problems.append(error)
             else:
-                return Loaded(image, tuple(map(str, problems)))
+                return Loaded(fitted, tuple(map(str, problems)))
         return problems[0]
 
-    def fill(self, batch: Tensor, indices: Indices) -> tuple[str, ...]:
-        """Read and decode these images into `batch`, (m, 3, S, S) uint8.
-
-        Returns:
-            The problems of photographs that others stand in for.
-
-        Raises:
-            UserError: naming shard and key, for an image that cannot be read.
-        """
-        problems: list[str] = []
-        # Read first: decoding is slower just after a call of the system.
-        encoded = [(index, self._encoded(index)) for index in indices.tolist()]
-        for place, (index, data) in zip(batch.unbind(), encoded, strict=True):
-            try:
-                self._image(index, place, data)
-            except UserError:
-                loaded = self[index]
-                if isinstance(loaded, UserError):
-                    raise loaded from None
-                place.copy_(loaded.image)
-                problems += loaded.problems
-        return tuple(problems)
+    def __getitems__(self, indices: Indices) -> Batch | UserError:
+        """What a `DataLoader` asks for: a whole micro-batch."""
+        return collate([self[index] for index in indices.tolist()])
 
     @property
     def name(self) -> str:
@@ -123,7 +103,7 @@ class FaceImages(Dataset[Loaded | UserError]):
         return self.reader.index.manifest.content_hash
 
     def load(self, indices: Iterable[int]) -> Tensor:
-        """(number of indices, 3, S, S) in [-1, 1], to be measured: none stands in for another.
+        """(number of indices, 3, S, S) in [-1, 1], to be measured: no image replaces another.
 
         Raises:
             UserError: naming shard and key, for an image that cannot be read.
@@ -134,7 +114,7 @@ class FaceImages(Dataset[Loaded | UserError]):
         return images.normalise(batch.images)
 
     def load_as_trained(self, indices: Iterable[int]) -> Tensor:
-        """As `load`, but as training has them: where data.max_bad_samples allows it, others stand in."""
+        """As `load`, but as training has them: where data.max_bad_samples allows it, others replace bad images."""
         batch = or_raise(collate([self[i] for i in indices]))
         tolerate(batch.problems, self._left_out, self.config.max_bad_samples)
         return images.normalise(batch.images)
@@ -150,161 +130,48 @@ class FaceImages(Dataset[Loaded | UserError]):
         return images.normalise(or_raise(collate([self[i] for i in indices])).images)
 
     def micro_batches(self, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
-        """As the function of this name."""
-        return micro_batches(self, order, first, last)
-
-    def batches(self, plan: Iterator[Indices], largest: int) -> Generator[Batch, None, None]:
-        """One batch for each of `plan`, of `largest` images or fewer. Close it, or the workers live on.
+        """The micro-batches of this rank for each of the steps first .. last - 1. Close it, or the workers live on.
 
         Raises:
-            UserError: as `fill`.
+            UserError: naming shard and key, for an image that cannot be read.
         """
-        if self.pixels is not None:
-            return _gathered(self.pixels, plan)
-        return _by_workers(self, plan, largest) if self.config.workers else _here(self, plan)
-
-    def _image(self, index: int, out: Tensor | None = None, data: bytes | None = None) -> Tensor:
-        image = images.decode(data or self.reader.image(index), _Name(self.reader, index))
-        return images.fit(image, self.config.image_size, self.config.crop, out)
-
-    def _encoded(self, index: int) -> bytes | None:
-        try:
-            return self.reader.image(index)
-        except UserError:
-            return None
-
-
-class _Name(NamedTuple):
-    """Shard and key of an image; as text only when a message needs it: it takes 20 us."""
-
-    reader: ShardReader
-    place: int
-
-    def __str__(self) -> str:
-        return self.reader.name(self.place)
+        spans, workers = order.slices(), self.config.workers
+        image_bytes = 3 * self.config.image_size**2
+        if problem := too_little_shared_memory(
+            workers, (PREFETCH * workers + 2) * order.micro_batch_size * image_bytes
+        ):
+            raise problem
+        sampler = (order.indices(step)[span] for step in range(first, last) for span in spans)
+        left_out: set[str] = set()
+        with loaded(self, workers, PREFETCH, batch_sampler=sampler, collate_fn=_as_it_is) as batches:
+            for step in range(first, last):
+                indices = order.indices(step)
+                flips = order.flips(step) & self.config.horizontal_flip
+                micros = []
+                for span in spans:
+                    batch = or_raise(next(batches))
+                    tolerate(batch.problems, left_out, self.config.max_bad_samples)
+                    keys = tuple(map(self.reader.index.key, indices[span].tolist()))
+                    micros.append(MicroBatch(batch.images, span, flips[span], keys))
+                yield micros
 
 
-def micro_batches(dataset: FaceImages, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
-    """The micro-batches of this rank for each of the steps first .. last - 1. Close it, or the workers live on.
-
-    Raises:
-        UserError: naming shard and key, for an image that cannot be read.
-    """
-    slices = order.slices()
-    together = max(1, BLOCK_IMAGES // order.micro_batch_size)
-    blocks = [slices[start : start + together] for start in range(0, len(slices), together)]
-    drawn: dict[int, Indices] = {}
-
-    def plan() -> Iterator[Indices]:
-        for step in range(first, last):
-            drawn[step] = order.indices(step)
-            for block in blocks:
-                yield drawn[step][block[0].start : block[-1].stop]
-
-    left_out: set[str] = set()
-    with closing(dataset.batches(plan(), order.micro_batch_size * len(blocks[0]))) as batches:
-        for step in range(first, last):
-            step_batches = []
-            flips = order.flips(step) & dataset.config.horizontal_flip
-            for block in blocks:
-                batch = next(batches)
-                tolerate(batch.problems, left_out, dataset.config.max_bad_samples)
-                for place, images in zip(block, batch.images.split(order.micro_batch_size), strict=True):
-                    find_keys = partial(_keys, dataset, drawn[step][place])
-                    step_batches.append(MicroBatch(images, place, flips[place], find_keys))
-            del drawn[step]
-            yield step_batches
-
-
-def _keys(faces: FaceImages, indices: Indices) -> tuple[str, ...]:
-    return tuple(map(faces.reader.index.key, indices.tolist()))
-
-
-def _here(faces: FaceImages, plan: Iterator[Indices]) -> Generator[Batch, None, None]:
-    for indices in plan:
-        images = memory(len(indices), faces.config.image_size)
-        yield Batch(images, faces.fill(images, indices))
-
-
-def _by_workers(faces: FaceImages, plan: Iterator[Indices], largest: int) -> Generator[Batch, None, None]:
-    """Workers write into shared memory that was made once: as much again for every batch takes 40 us per image."""
-    workers, size = faces.config.workers, faces.config.image_size
-    # The loader asks for that many batches ahead of the one it hands out, which is copied before the next.
-    slots = torch.empty((PREFETCH * workers + 1, largest, size, size, 3), dtype=torch.uint8)
-    try:
-        slots = slots.share_memory_().movedim(-1, 2)
-    except RuntimeError:
-        raise too_little_shared_memory(workers, slots.numel()) from None
-    loader = DataLoader(
-        _Slots(faces, slots),
-        batch_sampler=([number % len(slots), indices] for number, indices in enumerate(plan)),
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        prefetch_factor=PREFETCH,
-        worker_init_fn=follow_the_trainer,
-    )
-    batches: Iterator[Any] = iter(())
-    try:
-        with signals_held():
-            batches = iter(loader)
-        for number, filled in enumerate(batches):
-            if isinstance(filled, UserError):
-                raise filled
-            count, problems = filled
-            images = memory(count, size).copy_(slots[number % len(slots), :count])
-            yield Batch(images, problems)
-    finally:
-        end_workers(batches)
-
-
-class _Slots(Dataset[Any]):
-    """What a worker does: fill one of `slots`, (number, m, 3, S, S) uint8 in shared memory."""
-
-    def __init__(self, faces: FaceImages, slots: Tensor) -> None:
-        self.faces, self.slots = faces, slots
-
-    def __getitems__(self, task: list[Any]) -> tuple[int, tuple[str, ...]] | UserError:
-        """The number of images, and problems. Raised in a worker, an error would lose its one line."""
-        slot, indices = task
-        count = len(indices)
-        try:
-            return count, self.faces.fill(self.slots[slot, :count], indices)
-        except UserError as error:
-            return error
-
-
-def _as_it_is(filled: Any) -> Any:
-    return filled
-
-
-def _gathered(pixels: Tensor, plan: Iterator[Indices]) -> Generator[Batch, None, None]:
-    """Batches of images that are decoded already, where those are; nothing here waits for a GPU."""
-    for indices in map(torch.from_numpy, plan):
-        if pixels.device.type == "cpu":
-            images = memory(len(indices), pixels.shape[-1], torch.contiguous_format)
-            yield Batch(torch.index_select(pixels, 0, indices, out=images), ())
-        else:
-            yield Batch(pixels.index_select(0, indices.pin_memory().to(pixels.device, non_blocking=True)), ())
-
-
-def memory(count: int, size: int, memory_format: torch.memory_format = torch.channels_last) -> Tensor:
-    """(count, 3, size, size) uint8 in host memory from which a GPU copies without waiting.
-
-    Channels last, as images are decoded: resizing into anything else takes a third longer.
-    """
-    shape, pinned = (count, 3, size, size), torch.cuda.is_available()
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=pinned, memory_format=memory_format)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def collate(items: list[Loaded | UserError]) -> Batch | UserError:
-    errors = [item for item in items if isinstance(item, UserError)]
-    if errors:
-        return errors[0]
-    loaded = [item for item in items if isinstance(item, Loaded)]
+    """One batch of images, or the first error among them."""
+    loaded: list[Loaded] = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        loaded.append(item)
     return Batch(torch.stack([each.image for each in loaded]), tuple(p for each in loaded for p in each.problems))
 
 
 def or_raise(batch: Batch | UserError) -> Batch:
+    """The batch; an error from a worker is raised here."""
     if isinstance(batch, UserError):
         raise batch
     return batch

@@ -3,27 +3,25 @@
 import hashlib
 import os
 import random
-import shutil
 import tarfile
 import zlib
 from collections.abc import Generator, Iterator
 from itertools import chain, cycle, islice, repeat
-from typing import IO, Any
+from typing import IO
 
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.common.errors import UserError
-from pipeline.common.processes import signals_held
 from pipeline.config.schema import DataConfig
 from pipeline.data import images
 from pipeline.data.loading.loader import Loaded, MicroBatch, collate, or_raise, tolerate
 from pipeline.data.loading.order import Order
-from pipeline.data.loading.workers import SHARED_MEMORY, end_workers, follow_the_trainer, too_little_shared_memory
+from pipeline.data.loading.workers import loaded, too_little_shared_memory
 from pipeline.data.remote import opened
 from pipeline.data.shards.tar import BLOCK
 
@@ -31,7 +29,7 @@ SHUFFLE_BUFFER = 1000
 """Encoded images that each worker keeps to draw from: what mixes the images of a shard with those of others."""
 PREFETCH = 4
 """Micro-batches that each worker has ready or in work."""
-EXTENSIONS = ("jpg", "jpeg", "png")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 Sample = tuple[str, bytes]
 """URL and key, for messages; and the encoded image."""
@@ -84,40 +82,24 @@ class StreamedFaces:
         """
         if first >= last:  # workers would start to download
             return
-        self._check_shared_memory(order)
-        loader = DataLoader(
-            _Draws(self, order.rank, first),
-            batch_size=order.micro_batch_size,
-            num_workers=self.config.workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=PREFETCH if self.config.workers else None,
-            worker_init_fn=follow_the_trainer,
-        )
-        batches: Iterator[Any] = iter(())
-        left_out: set[str] = set()
-        try:
-            with signals_held():
-                batches = iter(loader)
-            for step in range(first, last):
-                flips = order.flips(step) & self.config.horizontal_flip
-                step_batches = []
-                for place in order.slices():
-                    batch = or_raise(next(batches))
-                    tolerate(batch.problems, left_out, self.config.max_bad_samples)
-                    step_batches.append(MicroBatch(batch.images, place, flips[place]))
-                yield step_batches
-        finally:
-            end_workers(batches)
-
-    def _check_shared_memory(self, order: Order) -> None:
-        """Without enough of it a worker loses a batch, and the training process waits for it for ever."""
-        size, workers, ranks = self.config.image_size, self.config.workers, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        config, workers, ranks = self.config, self.config.workers, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        spans = order.slices()
         # Ready, being handed over, and the two steps that training may hold.
-        batches = (PREFETCH + 1) * workers + 2 * len(order.slices())
-        needed = ranks * batches * order.micro_batch_size * 3 * size**2
-        if workers and SHARED_MEMORY.exists() and shutil.disk_usage(SHARED_MEMORY).free < needed:
-            raise too_little_shared_memory(ranks * workers, needed)
+        held = (PREFETCH + 1) * workers + 2 * len(spans)
+        needed = ranks * held * order.micro_batch_size * 3 * config.image_size**2
+        if problem := too_little_shared_memory(ranks * workers, needed):
+            raise problem
+        left_out: set[str] = set()
+        draws = _Draws(self, order.rank, first)
+        with loaded(draws, workers, PREFETCH, batch_size=order.micro_batch_size, collate_fn=collate) as batches:
+            for step in range(first, last):
+                flips = order.flips(step) & config.horizontal_flip
+                micros = []
+                for span in spans:
+                    batch = or_raise(next(batches))
+                    tolerate(batch.problems, left_out, config.max_bad_samples)
+                    micros.append(MicroBatch(batch.images, span, flips[span]))
+                yield micros
 
 
 class _Draws(IterableDataset[Loaded | UserError]):

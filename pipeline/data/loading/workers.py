@@ -1,80 +1,92 @@
-"""The processes of a DataLoader: they end when training says so, or with it, whatever they wait for."""
+"""The processes of a `DataLoader`: they end when training says so, or with it, whatever they wait for."""
 
 import multiprocessing
-import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import _utils
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import UserError
-from pipeline.common.processes import end_tools, signals_held
+from pipeline.common.processes import SIGNALS, end_with_parent, signals_held
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where workers leave images for the training process."""
-GRACE = 2.0
-"""Seconds that workers have to end by themselves, and then to be killed."""
+GRACE_SECONDS = 2.0
+"""How long workers that were killed may take to end."""
 
 
-def follow_the_trainer(worker: int) -> None:
-    """For workers, which keep the memory that they decode into.
+@contextmanager
+def loaded(dataset: Dataset[Any], workers: int, prefetch: int, **options: Any) -> Iterator[Iterator[Any]]:
+    """What a `DataLoader` with `options` yields; in the training process where `workers` is 0.
 
-    Ctrl-C and a scheduler's signals reach every process of the group; only the trainer acts on them, and whatever ends
-    it ends its workers: torch's own watch does not see a worker whose queue is full.
+    The end of the block ends the workers within seconds, those that wait for a disk or a server, too.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        worker_init_fn=_follow_the_trainer,
+        pin_memory=torch.cuda.is_available(),
+        **options,
+    )
+    before = set(multiprocessing.active_children())
+    with signals_held():
+        batches = iter(loader)
+    started = set(multiprocessing.active_children()) - before
+    try:
+        yield batches
+    finally:
+        if started:
+            _end(batches, started)
+
+
+def _follow_the_trainer(worker: int) -> None:
+    """Ctrl-C and a scheduler's signals reach every process of the group: only the trainer acts on them."""
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     keep_freed_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None, "only workers run this"
-    parent.join()
-    end_tools(os.getpid())
-    os._exit(1)
+    assert parent is not None and parent.pid is not None, "only workers run this"
+    end_with_parent(parent.pid)
 
 
-def end_workers(batches: Iterator[Any]) -> None:
-    """End the workers of a DataLoader's iterator within seconds, those that wait for a disk or a server too.
-
-    Python would end them at exit, by the SIGTERM that they ignore, and wait for ever.
-    """
-    workers = getattr(batches, "_workers", ())
-    if not workers:
-        return
-    patience = _utils.MP_STATUS_CHECK_INTERVAL
+def _end(batches: Any, workers: set[BaseProcess]) -> None:
+    """Workers only read, so they can be killed; torch would wait five seconds for each that does not answer."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
     with signals_held():
-        try:
-            _utils.MP_STATUS_CHECK_INTERVAL = GRACE / len(workers)  # torch waits so long for each, one after another
-            batches._shutdown_workers()  # type: ignore[attr-defined]
-        finally:
-            _utils.MP_STATUS_CHECK_INTERVAL = patience
-            _kill([worker for worker in workers if worker.is_alive()])
+        # torch's handler of SIGCHLD raises when a worker is killed.
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main_thread else None
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join(GRACE_SECONDS)
+        # A disk that does not answer keeps a process even from being killed. Python has no public way to forget one,
+        # and would wait for it at exit.
+        stuck = [worker for worker in workers if worker.is_alive()]
+        process._children.difference_update(stuck)  # type: ignore[attr-defined]
+        # Nor has torch one to end an iterator in use; for one that is stuck it would wait five seconds more.
+        batches._shutdown = bool(stuck)
+        batches._shutdown_workers()
+        if in_main_thread:
+            signal.signal(signal.SIGCHLD, handler)
 
 
-def _kill(workers: list[BaseProcess]) -> None:
-    for worker in workers:
-        end_tools(worker.pid or 0)
-        worker.kill()
-    deadline = time.monotonic() + GRACE
-    for worker in workers:
-        worker.join(max(0.0, deadline - time.monotonic()))
-    # A disk that does not answer keeps a process even from being killed. Python is not to wait for it at exit.
-    process._children.difference_update(worker for worker in workers if worker.is_alive())  # type: ignore[attr-defined]
+def too_little_shared_memory(workers: int, needed: int) -> UserError | None:
+    """What to say where `workers` need more shared memory than is free; None where there is enough.
 
-
-def too_little_shared_memory(workers: int, needed: int) -> UserError:
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    Without enough of it a worker loses a batch, and the training process waits for it for ever.
+    """
+    if not workers or not SHARED_MEMORY.exists() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
+        return None
     return UserError(
         f"data.workers: {workers} need {-(-needed // 2**20)} MiB in {SHARED_MEMORY}, {free // 2**20} MiB are free; "
         "use fewer (0 need none), or start the container with more (--shm-size)"

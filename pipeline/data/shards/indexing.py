@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
-from pipeline.common.processes import run_tasks, stoppable
+from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
 from pipeline.data.image_check import check, silent
 from pipeline.data.shards.format import MANIFEST, PLAN, Rejected, Sample, first_error, load_manifest, make_index
@@ -80,7 +80,7 @@ def _index_tar(_: None, path: Path) -> None:
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     with os_errors_named(path), path.open("rb") as stream, silent():
-        for key, members in stoppable(_samples(path)):
+        for key, members in _samples(path):
             name = f"{path.name}/{key}"
             try:
                 samples.append(_sample(stream, key, name, members))

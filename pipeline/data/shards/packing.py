@@ -8,7 +8,6 @@ from typing import Any, BinaryIO
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named, replacing, sha256, write_text
-from pipeline.common.processes import stoppable
 from pipeline.data.image_check import EncodedImage, centre_square, check, silent
 from pipeline.data.shards.format import (
     MANIFEST,
@@ -54,7 +53,7 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> None:
         index_path(path).unlink(missing_ok=True)
         with replacing(path) as temporary:
             with temporary.open("wb") as stream, silent():
-                for record in stoppable(task.records):
+                for record in task.records:
                     try:
                         image, metadata = _encode(*shared, record)
                     except UserError as error:

@@ -117,8 +117,8 @@ class ShardReader:
 
     def name(self, i: int) -> str:
         """Shard and key of sample `i`, for messages."""
-        sample = self.index.locate(i)
-        return f"{self.folder / sample.shard}: sample {sample.key}"
+        shard = self.index.manifest.shards[self.index.shard_of(i)].file
+        return f"{self.folder / shard}: sample {self.index.key(i)}"
 
     def __del__(self) -> None:
         while self._open:

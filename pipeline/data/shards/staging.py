@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named, replacing, sha256
-from pipeline.common.processes import run_tasks, stoppable
+from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
 from pipeline.data.remote import BLOCK, NotThere, opened
 from pipeline.data.shards.format import MANIFEST, Manifest, ShardEntry, index_path, load_manifest, parse_manifest
@@ -204,7 +204,7 @@ def _copy(url: str, path: Path, expected: str) -> None:
     digest = hashlib.sha256()
     with os_errors_named(path), replacing(path) as temporary:
         with temporary.open("wb") as out, closing(_blocks(url)) as blocks:
-            for block in stoppable(blocks):
+            for block in blocks:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != expected:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
-from pipeline.common.processes import run_tasks, stoppable
+from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
 from pipeline.data.image_check import check, silent
 from pipeline.data.shards.format import Index, Manifest, ShardEntry, ShardError, index_path, load_manifest, read_index
@@ -118,7 +118,7 @@ def _check_members(shard: ShardEntry, content: bytes, index: Index, own: bool) -
     """Check header, bytes and padding of every member; `own` tars are known to the last byte."""
     problems: list[Problem] = []
     position = 0
-    for number, sample in enumerate(stoppable(index.located())):
+    for number, sample in enumerate(index.located()):
         members = [_Member(f"{sample.key}.{sample.extension}", sample.offset, sample.length, sample.crc32)]
         if sample.meta_offset >= 0:
             members.append(_Member(f"{sample.key}.json", sample.meta_offset, sample.meta_length, sample.meta_crc32))

@@ -11,7 +11,8 @@ MIB = 2**18
 
 
 def test_tensors_that_are_alive_together_are_counted_together() -> None:
-    with Counter() as counter:
+    counter = Counter()
+    with counter:
         held = torch.zeros(MIB)
         a = torch.ones(MIB)
         b = a + held  # with `held`: 3 MiB
@@ -26,7 +27,8 @@ def test_tensors_that_are_alive_together_are_counted_together() -> None:
 
 def test_memory_that_autograd_keeps_is_counted() -> None:
     def peak(backward: bool) -> int:
-        with torch.set_grad_enabled(backward), Counter() as counter:
+        counter = Counter()
+        with torch.set_grad_enabled(backward), counter:
             weight = torch.ones(MIB, requires_grad=True)
             result = (weight.exp() + 1).exp().sum()  # the result of each exp is kept for the backward
             if backward:
@@ -41,7 +43,8 @@ def test_operations_of_a_convolution_forward_backward_and_twice_backward() -> No
     """Side 8 to 4, from 3 to 5 channels; the last is of the penalty's kind, where the gradient has a gradient."""
     network, images = nn.Conv2d(3, 5, 4, stride=2, padding=1), torch.rand(2, 3, 8, 8, requires_grad=True)
     once = 2 * (2 * 5 * 4 * 4) * (3 * 4 * 4)
-    with Counter() as counter:
+    counter = Counter()
+    with counter:
         output = network(images).square().sum()
         assert counter.flop == once
         (gradient,) = torch.autograd.grad(output, images, create_graph=True)

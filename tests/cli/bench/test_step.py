@@ -9,7 +9,7 @@ import torch
 from running import latentfuse, listing, new_runtime, tiny_arguments, tiny_config
 
 from pipeline.cli.bench import step
-from pipeline.training.context import Setup
+from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 from pipeline.training.pretrain import PretrainStage
 
@@ -18,10 +18,10 @@ def flop(folder: Path, *overrides: str) -> tuple[int, int]:
     """Per image, of pre-training and of a fusion step."""
     sizes = ("training.global_batch_size=2", "training.micro_batch_size=2")
     config = tiny_config(folder / "run", folder / "nowhere", *sizes, *overrides)
-    setup = Setup(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
-    batch = step.random_batch(setup.order, 32)
-    makes = (lambda: PretrainStage(setup), lambda: FusionStage(setup, folder))
-    pretrain, train = (step.count(make, setup, batch)[1] for make in makes)
+    context = Context(config, new_runtime(config), None, None)  # type: ignore[arg-type]  # no images are read
+    batch = step.random_batch(context.order, 32)
+    makes = (lambda: PretrainStage(context), lambda: FusionStage(context, folder))
+    pretrain, train = (step.count(make, context, batch)[1] for make in makes)
     return pretrain, train
 
 

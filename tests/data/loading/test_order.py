@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import UserError
+from pipeline.common.numbers import divisors
 from pipeline.config import load as configuration
-from pipeline.config import messages as invalid
 from pipeline.data.loading.order import Order, Stream, generator
 
 SIZES = [(100, 12, 3), (97, 8, 8), (1, 4, 2), (5, 16, 4), (23, 7, 7), (64, 32, 4)]
@@ -101,7 +101,7 @@ def test_flips_are_half() -> None:
 CASES = [
     (batch, micro, world)
     for batch in (2, 4, 6, 7, 12, 30, 36, 96, 128)
-    for micro in invalid.divisors(batch)
+    for micro in divisors(batch)
     if micro > 1
     for world in (1, 2, 3, 4, 5, 6, 7, 8, 16, 24, 256)
 ]

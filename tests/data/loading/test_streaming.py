@@ -116,7 +116,7 @@ def test_micro_batches(folder: Path, workers: int) -> None:
     batches = list(source.micro_batches(order(), 3, 9))
     assert len(batches) == 6 and not multiprocessing.active_children()
     for step in batches:
-        assert [micro.place for micro in step] == order().slices()
+        assert [micro.span for micro in step] == order().slices()
         for micro in step:
             assert micro.images.shape == (3, 3, 32, 32) and micro.images.dtype == torch.uint8
             assert micro.keys == ()
@@ -149,7 +149,7 @@ def test_flips_follow_the_order(folder: Path) -> None:
     seen = set()
     for step, (before, after) in enumerate(zip(plain, mirrored, strict=True)):
         for one, other in zip(before, after, strict=True):
-            flips = order().flips(step)[one.place]
+            flips = order().flips(step)[one.span]
             assert torch.equal(one.images, other.images), "training mirrors them"
             assert other.flips is not None and np.array_equal(other.flips, flips)
             assert one.flips is not None and not one.flips.any()
@@ -163,7 +163,7 @@ def test_any_number_of_ranks(tmp_path: Path, samples: int) -> None:
     url = pack(tmp_path / "a.tar", {f"{number}.jpg": jpeg(number) for number in range(samples)})
     streams = [steps(faces(url, workers=2), 0, 6, rank, 4) for rank in range(4)]
     assert [len(micros) for micros in streams] == [6, 6, 6, 6]
-    assert [micros[0].place for micros in streams] == order().slices()
+    assert [micros[0].span for micros in streams] == order().slices()
     assert (len({tuple(pictures(micros)) for micros in streams}) == 4) == (samples > 1)
 
 
@@ -287,7 +287,7 @@ def test_leaving_early_leaves_no_workers(folder: Path) -> None:
 def test_a_server_that_stalls_does_not_keep_the_workers(
     folder: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "GRACE", 0.5)
+    monkeypatch.setattr(workers, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 2)
     # The seed draws the first one first.
     urls = [f"{folder}/shard-000000.tar", f"{server}/stalled/shard-000001.tar"]
@@ -313,7 +313,7 @@ def test_a_source_that_stalls_is_named(
 
 
 def test_a_tool_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "GRACE", 0.5)
+    monkeypatch.setattr(workers, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 2)
     tar = pack(tmp_path / "a.tar", {f"{number}.jpg": jpeg(number) for number in range(8)})
     url = f"pipe:cat {tar}; sleep 60 & echo $! > {tmp_path}/pid; wait"

@@ -245,5 +245,5 @@ def test_real_faces() -> None:
     first = source.records[0]
     assert (first.key, first.name, first.partition) == ("000001", "000001.jpg", 0)
     assert first.attributes == {"Male": 1, "Young": -1}
-    assert first.landmarks["lefteye"] == [52, 37] and len(first.landmarks) == 5
+    assert first.landmarks["lefteye"] == [65, 60] and len(first.landmarks) == 5
     assert source.read(first.name)[:2] == b"\xff\xd8"

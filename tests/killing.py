@@ -5,12 +5,13 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.shards.array_jobs import Part
 from pipeline.data.shards.writing import write_shards
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.mkdir"}
-OPTIONS = {"split": "0.3", "samples_per_shard": 2}
+OPTIONS: dict[str, Any] = {"split": "0.3", "samples_per_shard": 2}
 
 
 def shard(begun: Connection, source: Path, out: Path, workers: int, part: str | None, last: int | None) -> None:

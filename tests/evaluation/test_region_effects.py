@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.areas import area_statistics, region_effect
+from pipeline.evaluation.region_effects import region_effect, region_statistics
 
 
 def test_change_inside_and_outside() -> None:
@@ -25,7 +25,7 @@ def test_change_inside_and_outside() -> None:
 def test_leak_and_reach_are_ratios_of_means() -> None:
     rows = {"inside": [[0.4, 0.2, 0]], "outside": [[0.1, 0.1, 0]], "reach": [[0.5, 0.2, 0]], "seen": [[1, 0.5, 0]]}
     with np.errstate(invalid="ignore"):
-        found = area_statistics({name: np.array(values) for name, values in rows.items()})
+        found = region_statistics({name: np.array(values) for name, values in rows.items()})
     assert found["leaks"][0, :2].tolist() == [0.25, 0.5] and found["leak"].tolist() == [0.375]
     assert found["reached"][0, :2].tolist() == [0.8, 1] and found["inside"][0, :2].tolist() == [0.4, 0.4]
     assert np.isnan(found["leaks"][0, 2])  # a region that no picture shows is left out of the mean

@@ -1,12 +1,10 @@
 """Fusing a region only: how much changes inside of it, and how much leaks out."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.faces import Faces
+from pipeline.evaluation.pairs import FacePairs
 from pipeline.inference import landmarks
 from pipeline.measures.rows import Rows
 from pipeline.models import regions
@@ -30,37 +28,33 @@ def region_effect(changed: Tensor, base: Tensor, inside: Tensor) -> tuple[Tensor
 
 
 @torch.no_grad()
-def area_rows(faces: Faces, fuse: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]], pairs: int) -> Rows:
-    """Every named region of the first pairs, with B inside of it.
-
-    Args:
-        fuse: Z_A, Z_B and masks (B, S, S), 1 where B enters -> A' and C.
+def region_rows(faces: FacePairs, pairs: int) -> Rows:
+    """Every named region of the first pairs, with all of B inside of it.
 
     Returns:
         inside, outside, reach: (n, R) for the R regions of `regions.NAMES`: the change of C against A', and inside
         that of B'; 0 where `seen` (n, R) is 0: the region lies outside of the picture, as hair in tight crops.
     """
-    size, crop = faces.bundle.image_size, faces.bundle.config.data.crop
-    columns: dict[str, list[Tensor]] = {"inside": [], "outside": [], "reach": []}
-    for places, (_, z_a, z_b) in zip(faces.batches(pairs), faces.latent_pairs(pairs), strict=True):
-        points = [landmarks.of_sample(faces.metadata(place), size, crop) for place in places]
-        other = faces.bundle.generate(z_b)
-        found: dict[str, list[Tensor]] = {name: [] for name in columns}
+    bundle = faces.bundle
+    size, crop = bundle.image_size, bundle.config.data.crop
+    batches: dict[str, list[Tensor]] = {"inside": [], "outside": [], "reach": []}
+    for positions, (_, z_a, z_b) in zip(faces.batches(pairs), faces.latent_pairs(pairs), strict=True):
+        points = [landmarks.of_sample(faces.metadata(position), size, crop) for position in positions]
+        base, other = bundle.generate(z_a), bundle.generate(z_b)
+        by_region = []
         for name in regions.NAMES:
-            masks = torch.stack([regions.mask(name, each, size) for each in points]).to(z_a.device)
-            base, fused = fuse(z_a, z_b, masks)
-            inside, outside = region_effect(fused, base, masks)
+            masks = torch.stack([regions.mask(name, each, size) for each in points]).to(bundle.device)
+            inside, outside = region_effect(bundle.fuse(z_a, z_b, 0, masks), base, masks)
             reach, _ = region_effect(other, base, masks)
-            for column, values in zip(columns, (inside, outside, reach), strict=True):
-                found[column].append(values)
-        for column in columns:
-            columns[column].append(torch.stack(found[column], dim=1))
-    rows = {name: torch.cat(parts).double().cpu().numpy() for name, parts in columns.items()}
+            by_region.append((inside, outside, reach))
+        for batch, values in zip(batches.values(), zip(*by_region, strict=True), strict=True):
+            batch.append(torch.stack(values, dim=1))
+    rows = {name: torch.cat(parts).double().cpu().numpy() for name, parts in batches.items()}
     seen = np.isfinite(rows["inside"] + rows["outside"])
     return {"seen": seen.astype(np.float64), **{name: np.where(seen, values, 0) for name, values in rows.items()}}
 
 
-def area_statistics(means: Rows) -> Rows:
+def region_statistics(means: Rows) -> Rows:
     """What regions are judged by, per region (R,) and as means over regions.
 
     Returns:
