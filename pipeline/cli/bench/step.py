@@ -191,10 +191,9 @@ def _heaviest(context: Context) -> str:
     for number in range(WARM_UP):
         stage.step(number, batch)
     _now(device)
-    on_gpu = device.type == "cuda"
-    activity, order = (
-        (ProfilerActivity.CUDA, "self_device_time_total") if on_gpu else (ProfilerActivity.CPU, "self_cpu_time_total")
-    )
+    activity, order = ProfilerActivity.CPU, "self_cpu_time_total"
+    if device.type == "cuda":
+        activity, order = ProfilerActivity.CUDA, "self_device_time_total"
     with profiler(activities=[activity], acc_events=True) as seen:
         stage.step(WARM_UP, batch)
         _now(device)
@@ -233,19 +232,15 @@ def as_text(report: Report) -> str:
     """A table for people."""
     batch = f"batch {report.global_batch_size}, micro-batch {report.micro_batch_size}"
     lines = [f"{report.device}; {report.precision}; {report.ranks} ranks; {report.image_size} px; {batch}"]
-    names = ("images/s", "ms/step", "GFLOP/image", "TFLOP/s", "share", "GiB", "host")
-    lines.append(f"{'':<10}" + "".join(f"{name:>13}" for name in names))
-    for each in report.speeds:
-        cells = (
-            f"{each.images_per_second:.4g}",
-            f"{1000 * each.seconds_per_step:.4g}",
-            f"{each.flop_per_image / 1e9:.4g}",
-            f"{each.flop_per_second / 1e12:.3g}",
-            f"{each.share:.0%}",
-            f"{each.peak_memory_bytes / 2**30:.3g}",
-            f"{each.host_share:.0%}",
-        )
-        lines.append(f"{each.stage:<10}" + "".join(f"{cell:>13}" for cell in cells))
+    lines.append(
+        f"{'':<10}{'images/s':>10}{'ms/step':>10}{'GFLOP/image':>13}{'TFLOP/s':>10}{'share':>7}{'GiB':>10}{'host':>6}"
+    )
+    lines += [
+        f"{each.stage:<10}{each.images_per_second:>10.4g}{1000 * each.seconds_per_step:>10.4g}"
+        f"{each.flop_per_image / 1e9:>13.4g}{each.flop_per_second / 1e12:>10.3g}{each.share:>7.0%}"
+        f"{each.peak_memory_bytes / 2**30:>10.3g}{each.host_share:>6.0%}"
+        for each in report.speeds
+    ]
     limit = report.speeds[0].matrix_flop_per_second / 1e12
     lines.append(f"share: of {limit:.3g} TFLOP/s, dense matrix products measured here at this precision")
     return "\n".join([*lines, *([report.profile] if report.profile else [])])
