@@ -1,1 +1,1 @@
-"""What this machine gives: training steps, loading and sharding, each beside its limit."""
+"""What this machine reaches: training steps, loading and sharding, each beside its limit."""

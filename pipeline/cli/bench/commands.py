@@ -1,4 +1,4 @@
-"""What this machine gives, beside its limit."""
+"""`latentfuse bench`: what this machine reaches, beside its limit."""
 
 import json
 from pathlib import Path
@@ -15,18 +15,18 @@ def step(
     config: ConfigFile = None,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps to time, after two that do not count.")] = 5,
-    literal: Annotated[bool, typer.Option("--literal", help="Beside METHOD's step coded as it reads.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Losses and gradients against float64.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Name the ten heaviest operations.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file to write besides.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time training steps on random images, beside the machine's own matrix rate."""
+    """Time training steps on random images, beside the rate of this machine's matrix products."""
     resolved = configuration(config, overrides)
     with importing():
         from pipeline.cli.bench import step as training
 
-    report = training.measure(resolved, steps, literal=literal, check=check, profile=profile)
+    context = training.without_data(resolved)
+    report = training.measure(context, steps, profile)
+    context.runtime.close()
     if report is None:
         return
     if out is not None:
