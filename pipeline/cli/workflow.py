@@ -14,6 +14,7 @@ from pipeline.common.errors import LostRank, UserError
 from pipeline.config.schema import Config
 from pipeline.data.loading.loader import FaceImages
 from pipeline.data.loading.streaming import StreamedFaces
+from pipeline.data.loading.workers import lost_worker
 from pipeline.data.shards.format import PLAN, load_manifest
 from pipeline.evaluation.report import VERSION, as_table, evaluate
 from pipeline.inference import bundle as bundles
@@ -83,6 +84,8 @@ def _job(config: Config) -> Iterator[Runtime]:
                 size = config.training.micro_batch_size
                 raise UserError(f"training.micro_batch_size: {size} needs more GPU memory than there is") from None
             except RuntimeError as error:
+                if str(error).startswith("DataLoader worker"):
+                    raise lost_worker() from None
                 if "DefaultCPUAllocator" not in str(error):
                     raise
                 raise UserError(

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: which signal a process gets when its parent ends."""
 
 
-class Stopped(BaseException):
+class Stopped(KeyboardInterrupt):
     """The parent has asked this worker to stop. Not an Exception: it is raised inside libraries, too."""
 
 
@@ -53,6 +54,14 @@ def end_with_parent(parent: int) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it has ended before
             os._exit(1)
+
+
+def heed_parent_only(parent: int) -> None:
+    """In a worker: ignore signals to the whole group, stop on the parent's own, and end with the parent."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(STOP, _raise_stopped)
+    end_with_parent(parent)
 
 
 def run_tasks(
@@ -93,7 +102,7 @@ def run_tasks(
                 yield result
     finally:
         with signals_held():
-            _stop(pool.values())
+            stop(pool.values())
             for connection in pool:
                 connection.close()
 
@@ -120,22 +129,23 @@ def _received(connection: Connection) -> Any:
     return result
 
 
-def _stop(workers: Iterable[BaseProcess]) -> None:
+def stop(workers: Iterable[BaseProcess], seconds: float = STOP_SECONDS) -> None:
+    """Ask workers to stop, and kill those that have not done so after `seconds`."""
+    workers = list(workers)
     for worker in workers:
         if worker.is_alive() and worker.pid is not None:
             os.kill(worker.pid, STOP)
+    deadline = time.monotonic() + seconds
     for worker in workers:
-        worker.join(STOP_SECONDS)
+        worker.join(max(0.0, deadline - time.monotonic()))
         worker.kill()
-        worker.join(STOP_SECONDS)
+    for worker in workers:
+        worker.join(seconds)
 
 
 def _work(connection: Connection, parent: int, function: Callable[..., Any], shared: Any, tasks: Sequence[Any]) -> None:
     """What a worker does: it takes numbers of tasks and gives their results, until it is stopped."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(STOP, _raise_stopped)
-    end_with_parent(parent)
+    heed_parent_only(parent)
     gc.freeze()  # what the parent has made is not this worker's garbage
     try:
         while True:

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import LostRank, UserError
-from pipeline.common.processes import SIGNALS, end_with_parent, signals_held
+from pipeline.common.processes import heed_parent_only, signals_held, stop
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where workers leave images for the training process."""
-GRACE_SECONDS = 2.0
-"""How long workers that were killed may take to end."""
+GRACE_SECONDS = 1.0
+"""How long workers may take to stop, and then to be killed."""
 
 
 @contextmanager
@@ -55,36 +55,33 @@ def loaded(dataset: Dataset[Any], workers: int, prefetch: int, **options: Any) -
 def _until_a_worker_is_lost(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # torch says so; or what the worker had left in shared memory can no longer be fetched from it.
-        if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
-            raise
-        raise LostRank(
-            "a loader worker was killed, often for want of memory (fewer data.workers need less); "
-            "the newest checkpoint is whole, the same command resumes"
-        ) from None
+    except (ConnectionError, EOFError):  # what the worker left in shared memory can no longer be fetched from it
+        raise lost_worker() from None
+
+
+def lost_worker() -> LostRank:
+    """What to say where a worker was killed: torch raises a RuntimeError, "DataLoader worker ...", anywhere then."""
+    return LostRank(
+        "a loader worker was killed, often for want of memory (fewer data.workers need less); "
+        "the newest checkpoint is whole, the same command resumes"
+    )
 
 
 def _follow_the_trainer(worker: int) -> None:
     """Ctrl-C and a scheduler's signals reach every process of the group: only the trainer acts on them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    keep_freed_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None, "only workers run this"
-    end_with_parent(parent.pid)
+    heed_parent_only(parent.pid)
+    keep_freed_memory()
 
 
 def _end(batches: Any, workers: set[BaseProcess]) -> None:
-    """Workers only read, so they can be killed; torch would wait five seconds for each that does not answer."""
+    """Torch would wait five seconds for each worker that does not answer."""
     in_main_thread = threading.current_thread() is threading.main_thread()
     with signals_held():
         # torch's handler of SIGCHLD raises when a worker is killed.
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main_thread else None
-        for worker in workers:
-            worker.kill()
-        for worker in workers:
-            worker.join(GRACE_SECONDS)
+        stop(workers, GRACE_SECONDS)
         # A disk that does not answer keeps a process even from being killed. Python has no public way to forget one,
         # and would wait for it at exit.
         stuck = [worker for worker in workers if worker.is_alive()]
