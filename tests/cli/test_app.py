@@ -1,8 +1,8 @@
 """The command line: quick to start, one line for a mistake, the configuration as YAML."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,18 +22,14 @@ SCRIPT = Path(sys.executable).with_name("latentfuse")
 
 
 @pytest.mark.parametrize("how", ["module", "script"])
-def test_help_answers_in_half_a_second(how: str) -> None:
+def test_help_takes_half_a_second_of_a_processor(how: str) -> None:
     if how == "script" and not SCRIPT.exists():
         pytest.skip(f"{SCRIPT} is not installed")
     command = [sys.executable, "-m", "pipeline"] if how == "module" else [str(SCRIPT)]
-    best = float("inf")
-    for _ in range(8):  # the best of three, and of more on a busy machine
-        started = time.perf_counter()
-        done = subprocess.run([*command, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - started)
-        if best < 0.5:
-            break
-    assert best < 0.5
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([*command, "--help"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5  # a busy machine changes nothing
     assert all(name in done.stdout for name in COMMANDS)
 
 
