@@ -19,8 +19,16 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named, replacing, sha256
 from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
-from pipeline.data.remote import BLOCK, NotThere, opened
-from pipeline.data.shards.format import MANIFEST, Manifest, ShardEntry, index_path, load_manifest, parse_manifest
+from pipeline.data.remote import NotThere, blocks
+from pipeline.data.shards.format import (
+    MANIFEST,
+    MAX_JSON_BYTES,
+    Manifest,
+    ShardEntry,
+    index_path,
+    load_manifest,
+    parse_manifest,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -103,13 +111,14 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
     return StageSummary(tuple(_summary(split, copied[split.folder]) for split in splits))
 
 
-def _blocks(url: str) -> Generator[bytes, None, None]:
-    with opened(url) as stream:
-        try:
-            while block := stream.read(BLOCK):
-                yield block
-        except OSError as error:
-            raise UserError(f"{url}: cannot be read: {error.strerror}") from None
+def _at_most(url: str, limit: int, promise: str) -> Generator[bytes, None, None]:
+    """The blocks of `url`; UserError instead of the one that is behind `limit` bytes."""
+    with closing(blocks(url)) as source:
+        for block in source:
+            limit -= len(block)
+            if limit < 0:
+                raise UserError(f"{url}: larger than {promise}; run `verify` on the source")
+            yield block
 
 
 def _inside(source: str, folder: str) -> str:
@@ -131,7 +140,7 @@ def _splits(source: str, destination: Path) -> list[_Split]:
         inside = _inside(source, place)
         url = _file(inside, MANIFEST)
         try:
-            content = b"".join(_blocks(url))
+            content = b"".join(_at_most(url, MAX_JSON_BYTES, f"{MAX_JSON_BYTES:,} bytes"))
         except NotThere as reason:
             missing.append(reason)
             continue
@@ -192,19 +201,25 @@ def _check_space(destination: Path, tasks: list[_Task]) -> None:
 
 def _stage_shard(shared: None, task: _Task) -> Path | None:
     """Copy what is missing of a shard; the split's folder if anything was."""
-    folder, shard = task.folder, task.shard
-    files = {index_path(folder / shard.file): shard.index_sha256, folder / shard.file: shard.sha256}
-    missing = {path: digest for path, digest in files.items() if not (path.is_file() and sha256(path) == digest)}
-    for path, digest in missing.items():
-        _copy(_file(task.source, path.name), path, digest)
-    return folder if missing else None
+    tar, shard = task.folder / task.shard.file, task.shard
+    wanted = [
+        (index_path(tar), shard.index_sha256, MAX_JSON_BYTES, f"{MAX_JSON_BYTES:,} bytes"),
+        (tar, shard.sha256, shard.bytes, f"the {shard.bytes:,} bytes of the manifest"),
+    ]
+    copied = None
+    for path, digest, size, promise in wanted:
+        if not (path.is_file() and sha256(path) == digest):
+            url = _file(task.source, path.name)
+            _copy(url, _at_most(url, size, promise), path, digest)
+            copied = task.folder
+    return copied
 
 
-def _copy(url: str, path: Path, expected: str) -> None:
+def _copy(url: str, content: Generator[bytes, None, None], path: Path, expected: str) -> None:
     digest = hashlib.sha256()
     with os_errors_named(path), replacing(path) as temporary:
-        with temporary.open("wb") as out, closing(_blocks(url)) as blocks:
-            for block in blocks:
+        with temporary.open("wb") as out, closing(content):
+            for block in content:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != expected:
