@@ -10,17 +10,14 @@ OUT/synth.json                           what was asked for; "complete" once all
 
 import dataclasses
 import json
-import os
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
-from pipeline.data.synth.canvas import Canvas
 from pipeline.data.synth.factors import Factors, attributes, draw_factors
 from pipeline.data.synth.head import landmarks
 from pipeline.data.synth.painting import paint
@@ -78,15 +75,15 @@ def _write(out: Path, count: int, seed: int, workers: int) -> None:
     _check_previous(out, count, seed)
     images = out / "img_align_celeba"
     images.mkdir(parents=True, exist_ok=True)
-    for leftover in images.glob(".*.tmp"):
+    for leftover in images.glob(".??????-????????.tmp.jpg"):  # as `replacing` names them
         leftover.unlink(missing_ok=True)
     asked = {"version": VERSION, "seed": seed, "count": count}
     # Written first too: images of an interrupted run must not be taken for those of another seed.
     files.write_json(out / "synth.json", {**asked, "complete": False})
-    starts = range(1, count + 1, _CHUNK)
-    tasks = [(images, seed, start, min(start + _CHUNK, count + 1)) for start in starts]
-    rows = [row for chunk in progress(_painted(tasks, workers), "painting faces", len(tasks)) for row in chunk]
-    _write_annotations(out, rows)
+    tasks = [range(start, min(start + _CHUNK, count + 1)) for start in range(1, count + 1, _CHUNK)]
+    with closing(run_tasks(_paint_chunk, (images, seed), tasks, workers)) as chunks:
+        painted = sorted(progress(chunks, "painting faces", len(tasks)))
+    _write_annotations(out, [row for _, rows in painted for row in rows])
     files.write_json(out / "synth.json", {**asked, "complete": True})
 
 
@@ -112,44 +109,17 @@ def _check_previous(out: Path, count: int, seed: int) -> None:
         raise UserError(f"synth: {out} holds {found['count']} faces, more than count {count}; name another folder")
 
 
-def _painted(tasks: list[tuple[Path, int, int, int]], workers: int) -> Iterator[list[_Rows]]:
-    """Do the tasks, in order of their images."""
-    workers = min(workers, len(tasks))
-    if workers == 1:
-        yield from map(_paint_chunk, tasks)
-        return
-    executor = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_parent)
-    try:
-        yield from executor.map(_paint_chunk, tasks)
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _paint_chunk(task: tuple[Path, int, int, int]) -> list[_Rows]:
-    """Paint the images from `start` up to `stop` that are not there yet."""
-    images, seed, start, stop = task
-    canvas, rows = Canvas(), []
-    for index in range(start, stop):
+def _paint_chunk(folder: tuple[Path, int], indices: range) -> tuple[int, list[_Rows]]:
+    """Paint those images that are not there yet; the first index, and what the annotation files say of each."""
+    (images, seed), rows = folder, []
+    for index in indices:
         factors, path = draw_factors(seed, index), images / f"{index:06d}.jpg"
         if not path.exists():
-            _write_image(path, factors, canvas)
+            # Not flushed: a picture that a crash of the machine loses is painted again, or found by `shard`.
+            with files.replacing(path, flush=False) as temporary:
+                paint(factors).save(temporary, format="JPEG", quality=JPEG_QUALITY)
         rows.append(_annotate(path.name, factors))
-    return rows
-
-
-def _write_image(path: Path, factors: Factors, canvas: Canvas) -> None:
-    # No fsync for each: a picture that a crash of the machine loses is painted again, or found by `shard`.
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
-    try:
-        paint(factors, canvas).save(temporary, format="JPEG", quality=JPEG_QUALITY)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return indices.start, rows
 
 
 def _annotate(name: str, factors: Factors) -> _Rows:

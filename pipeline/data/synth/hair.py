@@ -49,11 +49,11 @@ def paint_front_hair(canvas: Canvas, head: Head, factors: Factors) -> None:
     inner, outer = _hairline(head, factors), _crown(head, factors)
     if factors.hair_style == "buzz":
         # Shaved sides let the skin shine through.
-        canvas.fill(np.concatenate([inner, outer[::-1]]), colour, HAIR, 0.82)
+        canvas.band(inner, outer, colour, HAIR, 0.82)
         return
     shadow = inner + np.array([0.6 - 1.5 * factors.light_x, 2.6])
     canvas.fill(np.concatenate([shadow[::2], inner[::-2]]), (70, 30, 20), opacity=0.2)
-    canvas.fill(np.concatenate([inner, outer[::-1]]), colour, HAIR)
+    canvas.band(inner, outer, colour, HAIR)
     # Where a turned head's hairline lies behind its rim the first shape crosses itself: close the gap.
     rim = head.outline(_crown_angles(head, factors)[::2])
     canvas.fill(np.concatenate([rim, outer[::-2]]), colour, HAIR)
@@ -104,7 +104,7 @@ def _crown(head: Head, factors: Factors) -> Points:
         rise = (5 + 6 * volume) * np.exp(-(((_ALONG - 0.25 * factors.hair_parting) / 0.5) ** 2))
     elif style == "side_part":
         rise = (2 + 4 * volume) * np.exp(-(((_ALONG + 0.5 * np.sign(factors.hair_parting)) / 0.5) ** 2))
-    return head.outline(angles, grow=0.0) + _outward(angles) * (reach * flat + rise)[:, None]
+    return head.outline(angles) + _outward(angles) * (reach * flat + rise)[:, None]
 
 
 def _crown_angles(head: Head, factors: Factors) -> Points:

@@ -72,12 +72,12 @@ class Head:
         hidden: Points = (turned * turned * (3 - 2 * turned))[..., None]
         return points + hidden * (rim - points)
 
-    def outline(self, angles: Points, grow: float = 0.0) -> Points:
-        """The head's silhouette, `grow` pixels outside of it: 0 is right, pi/2 the chin, -pi/2 the top."""
+    def outline(self, angles: Points) -> Points:
+        """The head's silhouette: 0 is right, pi/2 the chin, -pi/2 the top."""
         cosine, sine = np.cos(angles), np.sin(angles)
         power = np.where(sine > 0, self.jaw_power, 0.92)
-        across = (self.half_width + grow) * np.sign(cosine) * np.abs(cosine) ** power
-        v = np.where(sine > 0, self.chin + grow, grow - self.top) * sine
+        across = self.half_width * np.sign(cosine) * np.abs(cosine) ** power
+        v = np.where(sine > 0, self.chin, -self.top) * sine
         return self._silhouette(across, v)
 
     def behind(self, across: Values, v: Values, z: float = -8.0) -> Points:
