@@ -1,25 +1,24 @@
 """A small canvas for painted faces: antialiased flat shapes, and soft light on top of them."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pipeline.data.synth.colours import Colour
 from pipeline.data.synth.head import HEIGHT, WIDTH, Points
 
-Colour = tuple[int, int, int]
-Planes = NDArray[np.float32]  # (channels, HEIGHT, WIDTH)
-Field = NDArray[np.float32]  # (HEIGHT, WIDTH): one number for each pixel
+Pixels = NDArray[np.float32]  # (3, HEIGHT, WIDTH), or (HEIGHT, WIDTH) where there is one number for each pixel
 
 # What a pixel is made of. The sum of four codes tells how many of the four are skin, hair and other: its digits to
 # base 8, from the lowest.
 SKIN, HAIR, OTHER = 1, 8, 64
-WHITE: Colour = (255, 255, 255)
 
+COLUMNS, ROWS = (np.arange(size, dtype=np.float32) + 0.5 for size in (WIDTH, HEIGHT))
+"""Where the pixels' centres are."""
 _SCALE = 2  # supersampling of the shapes
-_COLUMNS = np.arange(WIDTH, dtype=np.float32) + 0.5
-_ROWS = np.arange(HEIGHT, dtype=np.float32) + 0.5
 
 
 class Canvas:
@@ -64,12 +63,12 @@ class Canvas:
         if material is not None:
             getattr(self._draw_material, shape)(corners, fill=material, **options)
 
-    def colours(self, coverage: Field) -> Planes:
+    def colours(self, coverage: Pixels) -> Pixels:
         """(3, HEIGHT, WIDTH): red, green and blue in [0, 255], times the coverage."""
         planes = np.asarray(self._colours.reduce(_SCALE)).transpose(2, 0, 1)
-        return np.minimum(planes, np.float32(255) * coverage, dtype=np.float32)  # lines may stick out by a pixel
+        return np.minimum(planes.astype(np.float32), np.float32(255) * coverage)  # lines may stick out by a pixel
 
-    def materials(self) -> tuple[Field, Field, Field]:
+    def materials(self) -> tuple[Pixels, Pixels, Pixels]:
         """The shares, in [0, 1], of skin, of hair and of the whole figure in each pixel."""
         columns = np.asarray(self._materials).astype(np.uint16).reshape(HEIGHT, _SCALE, WIDTH, _SCALE)
         codes = columns[:, 0, :, 0] + columns[:, 0, :, 1] + columns[:, 1, :, 0] + columns[:, 1, :, 1]
@@ -78,13 +77,13 @@ class Canvas:
         return skin * part, hair * part, (skin + hair + other) * part
 
 
-def glow(spots: Points) -> Field:
+def glow(spots: Points) -> Pixels:
     """The sum of soft spots: (K, 5) rows of x, y, radius across, radius down, amount.
 
     A spot is a Gaussian; its radii are standard deviations in pixels, its amount is its height.
     """
     x, y, across, down, amount = spots.astype(np.float32).T[:, :, None]
-    rows, columns = (_ROWS - y) / down, (_COLUMNS - x) / across
+    rows, columns = (ROWS - y) / down, (COLUMNS - x) / across
     rows, columns = amount * np.exp(rows * rows * np.float32(-0.5)), np.exp(columns * columns * np.float32(-0.5))
     field = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
     windows = zip(_window(y, down, HEIGHT), _window(x, across, WIDTH), strict=True)
@@ -93,44 +92,17 @@ def glow(spots: Points) -> Field:
     return field
 
 
-def _window(centres: Field, radii: Field, size: int) -> list[slice]:
+def _window(centres: Pixels, radii: Pixels, size: int) -> list[slice]:
     """Three deviations are enough to see."""
     first = np.clip(centres - 3 * radii, 0, size).astype(int).ravel()
     last = np.clip(centres + 3 * radii + 1, 0, size).astype(int).ravel()
     return [slice(*ends) for ends in zip(first.tolist(), last.tolist(), strict=True)]
 
 
-def ball_light(
-    centre: Points, radius: tuple[float, float], direction: tuple[float, float, float], contrast: float, base: float
-) -> Field:
-    """`base` and, times `contrast`, light in [-1, 1] on a ball seen from the front.
-
-    `direction` is a unit vector to the light: right, down, near.
-    """
-    across = np.clip((_COLUMNS - np.float32(centre[0])) / np.float32(radius[0]), -1, 1)
-    down = np.clip((_ROWS - np.float32(centre[1])) / np.float32(radius[1]), -1, 1)[:, None]
-    right, below, near = (np.float32(contrast * part) for part in direction)
-    light: Field = np.sqrt(np.maximum((1 - down * down) - across * across, np.float32(0.04)))
-    return light * near + across * right + (down * below + np.float32(base))
-
-
-def mixed(first: Colour, second: Colour, share: float) -> Colour:
-    """`first`, with a share in [0, 1] of `second`."""
-    red, green, blue = (round((1 - share) * one + share * other) for one, other in zip(first, second, strict=True))
-    return red, green, blue
-
-
-def scaled(colour: Colour, factor: float) -> Colour:
-    """A darker (below 1) or lighter colour."""
-    red, green, blue = (min(255, round(part * factor)) for part in colour)
-    return red, green, blue
-
-
-def ramp(colours: tuple[Colour, ...], position: float) -> Colour:
-    """The colour at `position` in [0, 1] of an evenly spaced ramp."""
-    where = position * (len(colours) - 1)
-    step = min(int(where), len(colours) - 2)
-    return mixed(colours[step], colours[step + 1], where - step)
+def circle(count: int) -> Points:
+    """(count, 2): corners of a polygon in the unit circle, from the right over the bottom."""
+    angles = np.linspace(0, 2 * math.pi, count, endpoint=False)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
 def smooth(points: Points, count: int = 6) -> Points:

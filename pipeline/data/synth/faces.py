@@ -12,7 +12,7 @@ import dataclasses
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
@@ -31,14 +31,8 @@ VALIDATION_SHARE = TEST_SHARE = 0.1
 
 _CHUNK = 64  # images of one task of a worker
 _LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
-
-
-class _Rows(NamedTuple):
-    """One image's line in each annotation file."""
-
-    attributes: str
-    landmarks: str
-    factors: str
+_Rows = tuple[str, str, str]
+"""One image's line in the files of attributes, landmarks and factors."""
 
 
 def write_faces(out: Path, count: int, *, seed: int = 0, workers: int = 1) -> None:
@@ -56,11 +50,8 @@ def write_faces(out: Path, count: int, *, seed: int = 0, workers: int = 1) -> No
     Raises:
         UserError: an argument is out of range, `out` can't be written, or holds something else.
     """
-    for name, value, low, high in (
-        ("count", count, 1, MAX_COUNT),
-        ("seed", seed, 0, 2**63 - 1),
-        ("workers", workers, 1, 1024),
-    ):
+    limits = {"count": (count, 1, MAX_COUNT), "seed": (seed, 0, 2**63 - 1), "workers": (workers, 1, 1024)}
+    for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise UserError(f"synth: {name} is {value}, but must be from {low} to {high}")
     try:
@@ -126,7 +117,7 @@ def _annotate(name: str, factors: Factors) -> _Rows:
     signs = " ".join(" 1" if present else "-1" for present in attributes(factors).values())
     places = " ".join(f"{x} {y}" for x, y in landmarks(factors).values())
     values = ",".join(str(getattr(factors, field.name)) for field in dataclasses.fields(Factors))
-    return _Rows(f"{name} {signs}", f"{name} {places}", f"{name},{values}")
+    return f"{name} {signs}", f"{name} {places}", f"{name},{values}"
 
 
 def _write_annotations(out: Path, rows: list[_Rows]) -> None:
@@ -136,11 +127,12 @@ def _write_annotations(out: Path, rows: list[_Rows]) -> None:
     held_out = round(TEST_SHARE * count)
     train = count - held_out - round(VALIDATION_SHARE * count)
     parts = [0 if index < train else 1 if index < count - held_out else 2 for index in range(count)]
+    signs, places, values = zip(*rows, strict=True)
     tables = {
-        "list_attr_celeba.txt": [str(count), names, *(row.attributes for row in rows)],
-        "list_landmarks_align_celeba.txt": [str(count), _LANDMARKS, *(row.landmarks for row in rows)],
+        "list_attr_celeba.txt": [str(count), names, *signs],
+        "list_landmarks_align_celeba.txt": [str(count), _LANDMARKS, *places],
         "list_eval_partition.txt": [f"{index:06d}.jpg {part}" for index, part in enumerate(parts, 1)],
-        "list_factors.csv": [columns, *(row.factors for row in rows)],
+        "list_factors.csv": [columns, *values],
     }
     for name, lines in tables.items():
         files.write_text(out / name, "\n".join(lines) + "\n")

@@ -109,16 +109,11 @@ def landmarks(factors: Factors) -> dict[str, tuple[int, int]]:
     points = {
         "lefteye": head.on_face(-head.eye_u, 0.0),
         "righteye": head.on_face(head.eye_u, 0.0),
-        "nose": nose_tip(head),
+        "nose": head.place(0.0, head.nose_v - 2.0, 54.0),
         "leftmouth": mouth[0],
         "rightmouth": mouth[1],
     }
     return {name: (round(float(point[0])), round(float(point[1]))) for name, point in points.items()}
-
-
-def nose_tip(head: Head) -> Points:
-    """The tip of the nose in the picture, (2,)."""
-    return head.place(0.0, head.nose_v - 2.0, 54.0)
 
 
 def mouth_line(head: Head, along: Points, down: Values = 0.0) -> Points:

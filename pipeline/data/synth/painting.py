@@ -1,38 +1,18 @@
 """Paint one face from its factors: flat shapes from back to front, then light."""
 
-import colorsys
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.data.synth.canvas import (
-    OTHER,
-    SKIN,
-    WHITE,
-    Canvas,
-    Colour,
-    Field,
-    Planes,
-    ball_light,
-    glow,
-    mixed,
-    ramp,
-    scaled,
-)
+from pipeline.data.synth.canvas import COLUMNS, OTHER, ROWS, SKIN, Canvas, Pixels, circle, glow
+from pipeline.data.synth.colours import WHITE, Colour, from_hls, mixed, ramp, scaled
 from pipeline.data.synth.factors import Factors
 from pipeline.data.synth.features import paint_beard, paint_brows, paint_eyes, paint_glasses, paint_mouth, paint_nose
 from pipeline.data.synth.hair import paint_back_hair, paint_front_hair
 from pipeline.data.synth.head import HEIGHT, WIDTH, Head, Points
 
-_SKIN_TONES: tuple[Colour, ...] = (
-    (244, 214, 196),
-    (234, 194, 168),
-    (216, 168, 136),
-    (180, 130, 100),
-    (136, 94, 72),
-    (98, 68, 54),
-)
+_SKIN_TONES = ((244, 214, 196), (234, 194, 168), (216, 168, 136), (180, 130, 100), (136, 94, 72), (98, 68, 54))
 # How strongly shade and blush take each colour from skin: red stays longest.
 _SHADE = np.array([0.82, 1.06, 1.16], dtype=np.float32)[:, None, None]
 _BLUSH = np.array([0.05, -0.3, -0.24], dtype=np.float32)[:, None, None]
@@ -40,7 +20,7 @@ _LIGHT_TINT = np.array([0.045, 0.0, -0.07], dtype=np.float32)
 _SMALL = (61, 74)  # size of the backdrop before it is tripled
 _DOWN, _SMALL_DOWN = (np.linspace(0, 1, size, dtype=np.float32)[:, None] for size in (HEIGHT, _SMALL[1]))
 _ROUND = np.linspace(0, 2 * math.pi, 48, endpoint=False)
-_OVAL = np.stack([np.cos(_ROUND[::3]), np.sin(_ROUND[::3])], axis=-1)
+_OVAL = circle(16)
 
 
 def paint(factors: Factors) -> Image.Image:
@@ -72,7 +52,7 @@ def _paint_body(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     across, v = np.array([*neck, (half, 30)], dtype=float).T
     canvas.fill(head.behind(across, v), skin, SKIN)
     canvas.fill(head.behind(np.array([-half, half, 4, -4]), np.array([80, 80, 108, 108])), skin, SKIN)
-    cloth = _from_hls(factors.clothes_hue, 0.25 + 0.55 * factors.clothes_lightness, 0.3)
+    cloth = from_hls(factors.clothes_hue, 0.25 + 0.55 * factors.clothes_lightness, 0.3)
     depth = {"crew": 8.0, "v_neck": 25.0, "shirt": 18.0}[factors.collar]
     edge = half + 9
     across = np.array([-edge, -edge * 0.55, 0, edge * 0.55, edge, 62, 88, 120, 120, -120, -120, -88, -62])
@@ -113,13 +93,17 @@ def _lit(canvas: Canvas, head: Head, factors: Factors) -> Image.Image:
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy())
 
 
-def _light(head: Head, factors: Factors, strength: float) -> Field:
-    """What the light leaves of each colour, around 1."""
+def _light(head: Head, factors: Factors, strength: float) -> Pixels:
+    """What the light leaves of each colour, around 1: that of a ball seen from the front."""
     x, y = 1.2 * factors.light_x, 0.45 * factors.light_y - 0.35
     length, contrast = math.sqrt(x * x + y * y + 1), 0.6 * strength
-    middle = head.behind(0.0, 0.0, 3.0) + np.array([6.0 * head.yaw_sine, 4.0])
-    direction = (x / length, y / length, 1 / length)
-    return ball_light(middle, (head.half_width * 1.25, 92.0), direction, contrast, 1 - 0.84 * contrast)
+    right, below, near = (np.float32(contrast * part) for part in (x / length, y / length, 1 / length))
+    centre = (head.behind(0.0, 0.0, 3.0) + np.array([6.0 * head.yaw_sine, 4.0])).astype(np.float32)
+    across = np.clip((COLUMNS - centre[0]) / np.float32(head.half_width * 1.25), -1, 1)
+    down = np.clip((ROWS - centre[1]) / np.float32(92.0), -1, 1)[:, None]
+    height = np.sqrt(np.maximum((1 - down * down) - across * across, np.float32(0.04)))
+    light: Pixels = height * near + across * right + (down * below + np.float32(1 - 0.84 * contrast))
+    return light
 
 
 def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, Points]:
@@ -156,11 +140,11 @@ def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, 
     return np.concatenate([surface[:-2], free]), np.concatenate([surface[-2:], [nose]])
 
 
-def _backdrop(factors: Factors) -> Planes:
+def _backdrop(factors: Factors) -> Pixels:
     """A soft gradient, with blurred shapes: (3, HEIGHT, WIDTH), or (3, HEIGHT, 1) without shapes."""
     lightness = 0.34 + 0.46 * factors.backdrop_lightness
-    top = _from_hls(factors.backdrop_hue, lightness, 0.24)
-    bottom = _from_hls((factors.backdrop_hue + 0.07) % 1.0, lightness * 0.75, 0.24)
+    top = from_hls(factors.backdrop_hue, lightness, 0.24)
+    bottom = from_hls((factors.backdrop_hue + 0.07) % 1.0, lightness * 0.75, 0.24)
     if factors.backdrop == "plain":
         return _gradient(top, bottom, _DOWN).T[:, :, None]
     rows = np.rint(_gradient(top, bottom, _SMALL_DOWN)).astype(np.uint8)
@@ -172,7 +156,7 @@ def _backdrop(factors: Factors) -> Planes:
         for x, y, size, shift in generator.uniform(0, 1, (9, 4)).tolist():
             radius, hue = 3 + 6 * size, (factors.backdrop_hue + 0.3 * shift) % 1.0
             box = (width * x - radius, height * y - radius, width * x + radius, height * y + radius)
-            draw.ellipse(box, fill=(*_from_hls(hue, 0.8, 0.4), 90))
+            draw.ellipse(box, fill=(*from_hls(hue, 0.8, 0.4), 90))
     elif factors.backdrop == "panels":
         for x, size, shift in generator.uniform(0, 1, (3, 3)).tolist():
             box = (width * x, 0, width * x + 5 + 13 * size, height)
@@ -182,24 +166,19 @@ def _backdrop(factors: Factors) -> Planes:
             middle, rise = height * (0.5 + 0.14 * level), 11 * slope
             corners = (0, middle - rise, width / 2, middle - 5, width, middle + rise, width, height, 0, height)
             hue = (factors.backdrop_hue + 0.15) % 1.0
-            draw.polygon(corners, fill=(*_from_hls(hue, lightness * 0.65, 0.22), 140))
+            draw.polygon(corners, fill=(*from_hls(hue, lightness * 0.65, 0.22), 140))
     blurred = np.asarray(picture.filter(ImageFilter.BoxBlur(2)), np.float32)
     return _tripled(_tripled(blurred, 0), 1)[:HEIGHT, :WIDTH].transpose(2, 0, 1)
 
 
-def _gradient(top: Colour, bottom: Colour, share: Planes) -> Planes:
+def _gradient(top: Colour, bottom: Colour, share: Pixels) -> Pixels:
     first, last = np.array(top, np.float32), np.array(bottom, np.float32)
     return first + share * (last - first)
 
 
-def _tripled(pixels: Planes, axis: int) -> Planes:
+def _tripled(pixels: Pixels, axis: int) -> Pixels:
     """Straight lines between the pixels along one axis: n of them become 3n - 3."""
     first, last = np.split(pixels, [-1], axis)[0], np.split(pixels, [1], axis)[1]
     step = (last - first) * np.float32(1 / 3)
     tripled = np.stack([first, first + step, last - step], axis + 1)
     return tripled.reshape(*pixels.shape[:axis], -1, *pixels.shape[axis + 1 :])
-
-
-def _from_hls(hue: float, lightness: float, saturation: float) -> Colour:
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return round(255 * red), round(255 * green), round(255 * blue)

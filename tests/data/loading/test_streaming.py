@@ -30,8 +30,8 @@ BRACES = "shard-{000000..000003}.tar"
 ORDER = Order(20, 0, 4, 2)
 
 
-def faces(urls: object, workers: int = 0, flip: bool = False, **options: int) -> StreamedFaces:
-    config = DataConfig(image_size=32, workers=workers, horizontal_flip=flip, **options)
+def faces(urls: object, workers: int = 0, flip: bool = False, max_bad_samples: int = 0) -> StreamedFaces:
+    config = DataConfig(image_size=32, workers=workers, horizontal_flip=flip, max_bad_samples=max_bad_samples)
     return StreamedFaces(str(urls), config, seed=5)
 
 
