@@ -165,6 +165,10 @@ def _failure(url: str, error: Exception) -> UserError:
     remote = "://" in url and not url.startswith("file://")
     absent = isinstance(error, FileNotFoundError) or getattr(error, "status", None) in (403, 404, 410)
     missing = absent or (remote and isinstance(error, PermissionError))
-    reason = "" if remote else getattr(error, "strerror", None)
-    reason = reason or ("no such file" if absent else str(error)) or type(error).__name__
+    if absent and remote:
+        reason = "no such file"
+    elif remote:
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        reason = getattr(error, "strerror", None) or str(error)
     return (NotThere if missing else UserError)(f"{url}: cannot be read: {reason.splitlines()[0][:300]}")

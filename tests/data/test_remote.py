@@ -90,7 +90,7 @@ def test_http(server: str) -> None:
     for path in ("a.tar", "busy/a.tar"):
         assert b"".join(blocks(f"{server}/{path}")) == CONTENT
     assert "Response payload is not completed" in refused(f"{server}/cut/a.tar")
-    assert refused("http://127.0.0.1:9/a.tar").startswith("Cannot connect to host 127.0.0.1:9")
+    assert "Cannot connect to host 127.0.0.1:9" in refused("http://127.0.0.1:9/a.tar")
     for path in ("none.tar", "secret/a.tar"):
         with pytest.raises(NotThere):
             next(blocks(f"{server}/{path}"))

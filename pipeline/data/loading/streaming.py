@@ -1,6 +1,7 @@
 """Tars at a distance -> uint8 micro-batches, read in sequence: for data larger than one node's disk."""
 
 import hashlib
+import math
 import os
 import random
 import re
@@ -59,7 +60,7 @@ class StreamedFaces:
             if any(_most_urls(part) > MAX_URLS for part in urls.split("::")):
                 raise ValueError(f"more than {MAX_URLS:,}")
             self.urls: list[str] = expand_urls(urls)
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, ValueError, RecursionError) as error:
             raise UserError(f"{urls:.300}: not a list of tars: {error}") from None
         if not all(self.urls):
             raise UserError(f"{urls!r}: an empty URL; name tars, as in shards/train/shard-{{000000..000199}}.tar")
@@ -150,9 +151,11 @@ class _Tar:
     def ends(self) -> bool:
         """Read what is left, behind the last member. A compressed tar is always taken for whole."""
         empty = True
-        while data := self.read(2**20):
+        for _ in range(100):  # blocks: no writer adds so many zeros
+            if not (data := self.read(2**20)):
+                return b"ustar" not in self.head or (empty and self.tail == bytes(2 * BLOCK))
             empty = empty and not data.strip(b"\0")
-        return b"ustar" not in self.head or (empty and self.tail == bytes(2 * BLOCK))
+        return False
 
 
 class _Header(tarfile.TarInfo):
@@ -184,14 +187,19 @@ def _members(source: _Tar, url: str) -> Iterator[dict[str, Any]]:
 
 
 def _most_urls(pattern: str) -> int:
-    """How many URLs the braces stand for at most, without writing them out."""
-    count = 1
+    """How many URLs the braces stand for at most, without writing them out: they are replaced by \0number\0."""
+    counts: list[int] = []
+
+    def product(text: str) -> int:
+        return math.prod(counts[int(number)] for number in re.findall("\0(\\d+)\0", text))
+
+    pattern = pattern.replace("\0", "")
     while group := re.search(r"\{([^{}]*)\}", pattern):
-        pattern = pattern[: group.start()] + pattern[group.end() :]
         numbers = re.match(r"(-?\d+)\.\.(-?\d+)", group[1])
-        longest = abs(int(numbers[2]) - int(numbers[1])) if numbers else 58 * (".." in group[1])  # from A to z
-        count *= max(group[1].count(","), longest) + 1
-    return count
+        longest = abs(int(numbers[2]) - int(numbers[1])) + 1 if numbers else 58 * (".." in group[1])  # from A to z
+        counts.append(max(longest, sum(product(item) for item in group[1].split(","))))
+        pattern = f"{pattern[: group.start()]}\0{len(counts) - 1}\0{pattern[group.end() :]}"
+    return product(pattern)
 
 
 def _samples(urls: Iterator[str]) -> Iterator[Sample]:

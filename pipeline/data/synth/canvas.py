@@ -66,7 +66,8 @@ class Canvas:
     def colours(self, coverage: Pixels) -> Pixels:
         """(3, HEIGHT, WIDTH): red, green and blue in [0, 255], times the coverage."""
         planes = np.asarray(self._colours.reduce(_SCALE)).transpose(2, 0, 1)
-        return np.minimum(planes.astype(np.float32), np.float32(255) * coverage)  # lines may stick out by a pixel
+        whole: Pixels = np.minimum(planes.astype(np.float32), np.float32(255) * coverage)
+        return whole  # lines may stick out of the figure by a pixel
 
     def materials(self) -> tuple[Pixels, Pixels, Pixels]:
         """The shares, in [0, 1], of skin, of hair and of the whole figure in each pixel."""

@@ -50,19 +50,15 @@ class Head:
         x, y = 0.85 * _FRONT * self.yaw_sine, _FRONT * self.yaw_cosine * pitch_sine
         self._origin = complex(*EYES_MIDDLE) - turn * complex(x, y)
 
-    def depth(self, u: Values, v: Values) -> Points:
-        """z of the face's surface at (u, v); 0 at and beyond its rim."""
-        rest = 1 - u * u * (1.04 * self.half_width) ** -2 - v * v * 95.0**-2
-        depth: Points = _FRONT * np.sqrt(np.maximum(rest, 0.0))
-        return depth
-
     def place(self, u: Values, v: Values, z: Values) -> Points:
         """Project head coordinates to the picture, (..., 2)."""
         return _points(u * self._step_u + (v * self._step_v + (z * self._step_z + self._origin)))
 
     def on_face(self, u: Values, v: Values, lift: float = 0.0) -> Points:
         """Project a point of the surface, `lift` pixels above it. What the head hides is moved to its rim."""
-        z = self.depth(u, v) + lift
+        # The face is an ellipsoid; at and beyond its rim z is 0.
+        rest = 1 - u * u * (1.04 * self.half_width) ** -2 - v * v * 95.0**-2
+        z = _FRONT * np.sqrt(np.maximum(rest, 0.0)) + lift
         points = self.place(u, v, z)
         front = z * self.yaw_cosine - u * self.yaw_sine
         if front.min() > 10:
