@@ -1,20 +1,23 @@
 """Tars at a distance -> uint8 micro-batches, read in sequence: for data larger than one node's disk."""
 
 import hashlib
+import math
 import os
 import random
+import re
 import tarfile
 import zlib
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import chain, cycle, islice, repeat
-from typing import IO
+from typing import Any, Self
 
 import torch
 import webdataset
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 from pipeline.common.errors import UserError
 from pipeline.config.schema import DataConfig
@@ -22,7 +25,7 @@ from pipeline.data import images
 from pipeline.data.loading.loader import Loaded, MicroBatch, collate, or_raise, tolerate
 from pipeline.data.loading.order import Order
 from pipeline.data.loading.workers import loaded, too_little_shared_memory
-from pipeline.data.remote import opened
+from pipeline.data.remote import blocks
 from pipeline.data.shards.tar import BLOCK
 
 SHUFFLE_BUFFER = 1000
@@ -30,6 +33,9 @@ SHUFFLE_BUFFER = 1000
 PREFETCH = 4
 """Micro-batches that each worker has ready or in work."""
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_URLS = 10**6
+MAX_MEMBER_BYTES = 2**28
+"""A tar with a larger member, or header that claims one, is refused unread."""
 
 Sample = tuple[str, bytes]
 """URL and key, for messages; and the encoded image."""
@@ -51,9 +57,11 @@ class StreamedFaces:
 
     def __init__(self, urls: str, config: DataConfig, seed: int) -> None:
         try:
+            if any(_most_urls(part) > MAX_URLS for part in urls.split("::")):
+                raise ValueError(f"more than {MAX_URLS:,}")
             self.urls: list[str] = expand_urls(urls)
-        except (AssertionError, ValueError) as error:
-            raise UserError(f"{urls}: not a list of tars: {error}") from None
+        except (AssertionError, ValueError, RecursionError) as error:
+            raise UserError(f"{urls:.300}: not a list of tars: {error}") from None
         if not all(self.urls):
             raise UserError(f"{urls!r}: an empty URL; name tars, as in shards/train/shard-{{000000..000199}}.tar")
         self.name = urls
@@ -120,27 +128,78 @@ class _Draws(IterableDataset[Loaded | UserError]):
 
 
 class _Tar:
-    """Bytes of a tar, and whether WebDataset saw all of it: a damaged header is its end, a cut between two members too.
+    """Bytes of a tar, and whether all of it was seen: a damaged header is its end, a cut between two members too.
 
     Whole tars end with zeros, and what is behind the last member is nothing else.
     """
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream = stream
-        self.head = self.tail = b""
+    def __init__(self, source: Iterator[bytes]) -> None:
+        self.source = source
+        self.data = self.head = self.tail = b""
+        self.position = 0
 
     def read(self, size: int) -> bytes:
-        data = self.stream.read(size)
-        self.head = self.head or data[:BLOCK]
-        self.tail = (self.tail + data[-2 * BLOCK :])[-2 * BLOCK :]
+        """What is left of the block at hand, or of the next one, up to `size` bytes."""
+        if self.position == len(self.data):
+            self.data, self.position = next(self.source, b""), 0
+            self.head = self.head or self.data[:BLOCK]
+            self.tail = (self.tail + self.data[-2 * BLOCK :])[-2 * BLOCK :]
+        data = self.data[self.position : self.position + size]
+        self.position += len(data)
         return data
 
     def ends(self) -> bool:
-        """Read what is left, once WebDataset is through. A compressed tar is always taken for whole."""
-        behind = b""
-        while data := self.read(2**16):
-            behind = behind or data.strip(b"\0")
-        return b"ustar" not in self.head or (not behind and self.tail == bytes(2 * BLOCK))
+        """Read what is left, behind the last member. A compressed tar is always taken for whole."""
+        empty = True
+        for _ in range(100):  # blocks: no writer adds so many zeros
+            if not (data := self.read(2**20)):
+                return b"ustar" not in self.head or (empty and self.tail == bytes(2 * BLOCK))
+            empty = empty and not data.strip(b"\0")
+        return False
+
+
+class _Header(tarfile.TarInfo):
+    """Refuses a size before so much is read, also that of a header which only extends the next one."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        _check_size(member)
+        return member
+
+
+def _check_size(member: tarfile.TarInfo) -> None:
+    if not 0 <= member.size <= MAX_MEMBER_BYTES:
+        raise tarfile.ReadError(f"{member.name!r:.100} of {member.size:,} bytes, {MAX_MEMBER_BYTES:,} are allowed")
+
+
+def _members(source: _Tar, url: str) -> Iterator[dict[str, Any]]:
+    """Name and content of each file, as WebDataset's `group_by_keys` wants them."""
+    with tarfile.open(fileobj=source, mode="r|*", tarinfo=_Header) as tar:  # type: ignore[call-overload]
+        for member in tar:
+            tar.members.clear()  # it would keep them all
+            # A name of the form __x__ is WebDataset's own.
+            _check_size(member)  # an extended header may have changed it
+            if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
+                content = tar.extractfile(member)
+                assert content is not None, "a regular file"
+                yield {"fname": member.name, "data": content.read(), "__url__": url}
+
+
+def _most_urls(pattern: str) -> int:
+    """How many URLs the braces stand for at most, without writing them out: they are replaced by \0number\0."""
+    counts: list[int] = []
+
+    def product(text: str) -> int:
+        return math.prod(counts[int(number)] for number in re.findall("\0(\\d+)\0", text))
+
+    pattern = pattern.replace("\0", "")
+    while group := re.search(r"\{([^{}]*)\}", pattern):
+        numbers = re.match(r"(-?\d+)\.\.(-?\d+)", group[1])
+        longest = abs(int(numbers[2]) - int(numbers[1])) + 1 if numbers else 58 * (".." in group[1])  # from A to z
+        counts.append(max(longest, sum(product(item) for item in group[1].split(","))))
+        pattern = f"{pattern[: group.start()]}\0{len(counts) - 1}\0{pattern[group.end() :]}"
+    return product(pattern)
 
 
 def _samples(urls: Iterator[str]) -> Iterator[Sample]:
@@ -150,21 +209,22 @@ def _samples(urls: Iterator[str]) -> Iterator[Sample]:
 def _samples_of(url: str) -> Iterator[Sample]:
     """The samples of one tar, in its order. Raises UserError, also for a tar without any: drawing would never end."""
     empty = True
-    with opened(url) as stream:
-        tar = _Tar(stream)
+    with closing(blocks(url)) as source:
+        tar = _Tar(source)
         try:
-            for sample in group_by_keys(tar_file_expander([{"url": url, "stream": tar}])):
+            for sample in group_by_keys(_members(tar, url)):
                 name = f"{url}: sample {sample['__key__']}"
                 found = [sample[extension] for extension in EXTENSIONS if extension in sample]
                 if not found:
-                    raise UserError(f"{name}: no .jpg, .jpeg or .png; leave it out of the tar")
+                    raise UserError(f"{name}: no .jpg, .jpeg, .png or .webp; leave it out of the tar")
                 empty = False
                 yield name, found[0]
             if not tar.ends():
                 raise EOFError("it does not end as tars do")
+        except UserError as error:
+            raise UserError(error.args[0]) from None  # WebDataset adds to its arguments
         except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
-            # WebDataset adds to the message what it was reading.
-            reason = str(error.args[0] if error.args else error).split(" @ ")[0]
+            reason = error.args[0] if error.args else error
             raise UserError(
                 f"{url}: cut short, damaged, or no WebDataset tar ({reason}); copy it there again"
             ) from None

@@ -19,8 +19,16 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named, replacing, sha256
 from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
-from pipeline.data.remote import BLOCK, NotThere, opened
-from pipeline.data.shards.format import MANIFEST, Manifest, ShardEntry, index_path, load_manifest, parse_manifest
+from pipeline.data.remote import NotThere, blocks
+from pipeline.data.shards.format import (
+    MANIFEST,
+    MAX_JSON_BYTES,
+    Manifest,
+    ShardEntry,
+    index_path,
+    load_manifest,
+    parse_manifest,
+)
 
 SPLITS = ("train", "validation", "test")
 
@@ -63,13 +71,6 @@ class _Split:
     manifest: Manifest
 
 
-@dataclass(frozen=True)
-class _Task:
-    source: str
-    folder: Path
-    shard: ShardEntry
-
-
 def stage(source: str, destination: Path, *, workers: int | None = None) -> StageSummary:
     """Copy a shards folder, or every split of one, to `destination`; files that are there and whole are kept.
 
@@ -91,9 +92,10 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
             # A manifest is written anew each time: another process has finished it while this one waited.
             due = [split for split, then in zip(splits, before, strict=True) if _verified_at(split) in (None, then)]
             for split in splits:
-                _remove_leftovers(split.folder)
+                for left in split.folder.glob(".*-????????.tmp.*"):  # as `replacing` names them
+                    left.unlink(missing_ok=True)
                 _refuse_other_shards(split)
-            tasks = [_Task(split.source, split.folder, shard) for split in due for shard in split.manifest.shards]
+            tasks = [(split, shard) for split in due for shard in split.manifest.shards]
             _check_space(destination, tasks)
             with closing(run_tasks(_stage_shard, None, tasks, workers)) as done:
                 copied = Counter(progress(done, "shards", len(tasks)))
@@ -103,13 +105,15 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
     return StageSummary(tuple(_summary(split, copied[split.folder]) for split in splits))
 
 
-def _blocks(url: str) -> Generator[bytes, None, None]:
-    with opened(url) as stream:
-        try:
-            while block := stream.read(BLOCK):
-                yield block
-        except OSError as error:
-            raise UserError(f"{url}: cannot be read: {error.strerror}") from None
+def _at_most(url: str, limit: int) -> Generator[bytes, None, None]:
+    """The blocks of `url`; UserError instead of the one that is behind `limit` bytes."""
+    left = limit
+    with closing(blocks(url)) as source:
+        for block in source:
+            left -= len(block)
+            if left < 0:
+                raise UserError(f"{url}: more than the {limit:,} bytes that it may have; run `verify` on the source")
+            yield block
 
 
 def _inside(source: str, folder: str) -> str:
@@ -131,7 +135,7 @@ def _splits(source: str, destination: Path) -> list[_Split]:
         inside = _inside(source, place)
         url = _file(inside, MANIFEST)
         try:
-            content = b"".join(_blocks(url))
+            content = b"".join(_at_most(url, MAX_JSON_BYTES))
         except NotThere as reason:
             missing.append(reason)
             continue
@@ -162,11 +166,6 @@ def _verified_at(split: _Split) -> int | None:
     return None
 
 
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(".*-????????.tmp.*"):  # as `replacing` names them
-        path.unlink(missing_ok=True)
-
-
 def _refuse_other_shards(split: _Split) -> None:
     there = None
     with suppress(UserError):  # none, or damaged: it is written again
@@ -179,8 +178,8 @@ def _refuse_other_shards(split: _Split) -> None:
         raise UserError(f"{split.folder}: holds {what}; choose another folder, or delete it")
 
 
-def _check_space(destination: Path, tasks: list[_Task]) -> None:
-    wanted = [(task.folder / task.shard.file, task.shard.bytes) for task in tasks]
+def _check_space(destination: Path, tasks: list[tuple[_Split, ShardEntry]]) -> None:
+    wanted = [(split.folder / shard.file, shard.bytes) for split, shard in tasks]
     needed = sum(size for path, size in wanted if not (path.is_file() and path.stat().st_size == size))
     free = shutil.disk_usage(destination).free
     if needed > free:
@@ -190,21 +189,23 @@ def _check_space(destination: Path, tasks: list[_Task]) -> None:
         )
 
 
-def _stage_shard(shared: None, task: _Task) -> Path | None:
+def _stage_shard(shared: None, task: tuple[_Split, ShardEntry]) -> Path | None:
     """Copy what is missing of a shard; the split's folder if anything was."""
-    folder, shard = task.folder, task.shard
-    files = {index_path(folder / shard.file): shard.index_sha256, folder / shard.file: shard.sha256}
-    missing = {path: digest for path, digest in files.items() if not (path.is_file() and sha256(path) == digest)}
-    for path, digest in missing.items():
-        _copy(_file(task.source, path.name), path, digest)
-    return folder if missing else None
+    split, shard = task
+    tar = split.folder / shard.file
+    copied = None
+    for path, digest, size in ((index_path(tar), shard.index_sha256, MAX_JSON_BYTES), (tar, shard.sha256, shard.bytes)):
+        if not (path.is_file() and sha256(path) == digest):
+            _copy(_file(split.source, path.name), path, digest, size)
+            copied = split.folder
+    return copied
 
 
-def _copy(url: str, path: Path, expected: str) -> None:
+def _copy(url: str, path: Path, expected: str, size: int) -> None:
     digest = hashlib.sha256()
     with os_errors_named(path), replacing(path) as temporary:
-        with temporary.open("wb") as out, closing(_blocks(url)) as blocks:
-            for block in blocks:
+        with temporary.open("wb") as out, closing(_at_most(url, size)) as content:
+            for block in content:
                 digest.update(block)
                 out.write(block)
         if digest.hexdigest() != expected:

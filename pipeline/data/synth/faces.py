@@ -10,17 +10,14 @@ OUT/synth.json                           what was asked for; "complete" once all
 
 import dataclasses
 import json
-import os
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
-from pipeline.data.synth.canvas import Canvas
 from pipeline.data.synth.factors import Factors, attributes, draw_factors
 from pipeline.data.synth.head import landmarks
 from pipeline.data.synth.painting import paint
@@ -34,14 +31,8 @@ VALIDATION_SHARE = TEST_SHARE = 0.1
 
 _CHUNK = 64  # images of one task of a worker
 _LANDMARKS = "lefteye_x lefteye_y righteye_x righteye_y nose_x nose_y leftmouth_x leftmouth_y rightmouth_x rightmouth_y"
-
-
-class _Rows(NamedTuple):
-    """One image's line in each annotation file."""
-
-    attributes: str
-    landmarks: str
-    factors: str
+_Rows = tuple[str, str, str]
+"""One image's line in the files of attributes, landmarks and factors."""
 
 
 def write_faces(out: Path, count: int, *, seed: int = 0, workers: int = 1) -> None:
@@ -59,11 +50,8 @@ def write_faces(out: Path, count: int, *, seed: int = 0, workers: int = 1) -> No
     Raises:
         UserError: an argument is out of range, `out` can't be written, or holds something else.
     """
-    for name, value, low, high in (
-        ("count", count, 1, MAX_COUNT),
-        ("seed", seed, 0, 2**63 - 1),
-        ("workers", workers, 1, 1024),
-    ):
+    limits = {"count": (count, 1, MAX_COUNT), "seed": (seed, 0, 2**63 - 1), "workers": (workers, 1, 1024)}
+    for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise UserError(f"synth: {name} is {value}, but must be from {low} to {high}")
     try:
@@ -78,15 +66,15 @@ def _write(out: Path, count: int, seed: int, workers: int) -> None:
     _check_previous(out, count, seed)
     images = out / "img_align_celeba"
     images.mkdir(parents=True, exist_ok=True)
-    for leftover in images.glob(".*.tmp"):
+    for leftover in images.glob(".??????-????????.tmp.jpg"):  # as `replacing` names them
         leftover.unlink(missing_ok=True)
     asked = {"version": VERSION, "seed": seed, "count": count}
     # Written first too: images of an interrupted run must not be taken for those of another seed.
     files.write_json(out / "synth.json", {**asked, "complete": False})
-    starts = range(1, count + 1, _CHUNK)
-    tasks = [(images, seed, start, min(start + _CHUNK, count + 1)) for start in starts]
-    rows = [row for chunk in progress(_painted(tasks, workers), "painting faces", len(tasks)) for row in chunk]
-    _write_annotations(out, rows)
+    tasks = [range(start, min(start + _CHUNK, count + 1)) for start in range(1, count + 1, _CHUNK)]
+    with closing(run_tasks(_paint_chunk, (images, seed), tasks, workers)) as chunks:
+        painted = sorted(progress(chunks, "painting faces", len(tasks)))
+    _write_annotations(out, [row for _, rows in painted for row in rows])
     files.write_json(out / "synth.json", {**asked, "complete": True})
 
 
@@ -112,51 +100,24 @@ def _check_previous(out: Path, count: int, seed: int) -> None:
         raise UserError(f"synth: {out} holds {found['count']} faces, more than count {count}; name another folder")
 
 
-def _painted(tasks: list[tuple[Path, int, int, int]], workers: int) -> Iterator[list[_Rows]]:
-    """Do the tasks, in order of their images."""
-    workers = min(workers, len(tasks))
-    if workers == 1:
-        yield from map(_paint_chunk, tasks)
-        return
-    executor = ProcessPoolExecutor(workers, initializer=_leave_interrupts_to_parent)
-    try:
-        yield from executor.map(_paint_chunk, tasks)
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _paint_chunk(task: tuple[Path, int, int, int]) -> list[_Rows]:
-    """Paint the images from `start` up to `stop` that are not there yet."""
-    images, seed, start, stop = task
-    canvas, rows = Canvas(), []
-    for index in range(start, stop):
+def _paint_chunk(folder: tuple[Path, int], indices: range) -> tuple[int, list[_Rows]]:
+    """Paint those images that are not there yet; the first index, and what the annotation files say of each."""
+    (images, seed), rows = folder, []
+    for index in indices:
         factors, path = draw_factors(seed, index), images / f"{index:06d}.jpg"
         if not path.exists():
-            _write_image(path, factors, canvas)
+            # Not flushed: a picture that a crash of the machine loses is painted again, or found by `shard`.
+            with files.replacing(path, flush=False) as temporary:
+                paint(factors).save(temporary, format="JPEG", quality=JPEG_QUALITY)
         rows.append(_annotate(path.name, factors))
-    return rows
-
-
-def _write_image(path: Path, factors: Factors, canvas: Canvas) -> None:
-    # No fsync for each: a picture that a crash of the machine loses is painted again, or found by `shard`.
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
-    try:
-        paint(factors, canvas).save(temporary, format="JPEG", quality=JPEG_QUALITY)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    return indices.start, rows
 
 
 def _annotate(name: str, factors: Factors) -> _Rows:
     signs = " ".join(" 1" if present else "-1" for present in attributes(factors).values())
     places = " ".join(f"{x} {y}" for x, y in landmarks(factors).values())
     values = ",".join(str(getattr(factors, field.name)) for field in dataclasses.fields(Factors))
-    return _Rows(f"{name} {signs}", f"{name} {places}", f"{name},{values}")
+    return f"{name} {signs}", f"{name} {places}", f"{name},{values}"
 
 
 def _write_annotations(out: Path, rows: list[_Rows]) -> None:
@@ -166,11 +127,12 @@ def _write_annotations(out: Path, rows: list[_Rows]) -> None:
     held_out = round(TEST_SHARE * count)
     train = count - held_out - round(VALIDATION_SHARE * count)
     parts = [0 if index < train else 1 if index < count - held_out else 2 for index in range(count)]
+    signs, places, values = zip(*rows, strict=True)
     tables = {
-        "list_attr_celeba.txt": [str(count), names, *(row.attributes for row in rows)],
-        "list_landmarks_align_celeba.txt": [str(count), _LANDMARKS, *(row.landmarks for row in rows)],
+        "list_attr_celeba.txt": [str(count), names, *signs],
+        "list_landmarks_align_celeba.txt": [str(count), _LANDMARKS, *places],
         "list_eval_partition.txt": [f"{index:06d}.jpg {part}" for index, part in enumerate(parts, 1)],
-        "list_factors.csv": [columns, *(row.factors for row in rows)],
+        "list_factors.csv": [columns, *values],
     }
     for name, lines in tables.items():
         files.write_text(out / name, "\n".join(lines) + "\n")

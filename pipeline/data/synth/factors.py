@@ -1,204 +1,160 @@
 """The known factors of a painted face: how they are drawn, and the CelebA attributes they amount to."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 
-HAIR_STYLES = ("bald", "buzz", "short", "side_part", "fringe", "quiff", "curly", "afro", "bob", "long", "wavy", "bun")
-HAIR_COLOURS = ("black", "brown", "blond", "red", "gray")
-GLASSES = ("none", "round", "square", "sunglasses")
-BEARDS = ("none", "stubble", "moustache", "goatee", "full")
-BACKDROPS = ("plain", "bokeh", "panels", "hills")
-COLLARS = ("crew", "v_neck", "shirt")
+# Each choice, and how often it is drawn; the shares of a table sum to 1.
+HAIR_STYLES = {
+    "bald": 0.06,
+    "buzz": 0.08,
+    "short": 0.1,
+    "side_part": 0.1,
+    "fringe": 0.1,
+    "quiff": 0.08,
+    "curly": 0.08,
+    "afro": 0.08,
+    "bob": 0.08,
+    "long": 0.1,
+    "wavy": 0.08,
+    "bun": 0.06,
+}
+HAIR_COLOURS = {"black": 0.28, "brown": 0.28, "blond": 0.2, "red": 0.12, "gray": 0.12}
+GLASSES = {"none": 0.7, "round": 0.11, "square": 0.11, "sunglasses": 0.08}
+BEARDS = {"none": 0.68, "stubble": 0.09, "moustache": 0.08, "goatee": 0.06, "full": 0.09}
+BACKDROPS = {"plain": 0.4, "bokeh": 0.25, "panels": 0.2, "hills": 0.15}
+COLLARS = {"crew": 0.4, "v_neck": 0.3, "shirt": 0.3}
 
 LONG_STYLES = ("bob", "long", "wavy")
 COILED_STYLES = ("curly", "afro")
 
-# How often each choice is drawn, in the order above; every row sums to 1.
-_HAIR_STYLE_SHARES = (0.06, 0.08, 0.1, 0.1, 0.1, 0.08, 0.08, 0.08, 0.08, 0.1, 0.08, 0.06)
-_HAIR_COLOUR_SHARES = (0.28, 0.28, 0.2, 0.12, 0.12)
-_GLASSES_SHARES = (0.7, 0.11, 0.11, 0.08)
-_BEARD_SHARES = (0.68, 0.09, 0.08, 0.06, 0.09)
-_BACKDROP_SHARES = (0.4, 0.25, 0.2, 0.15)
-_COLLAR_SHARES = (0.4, 0.3, 0.3)
+Numbers = Iterator[float]
+"""Uniform in [0, 1); a factor takes the next one, or the next two."""
+
+
+def _signed(numbers: Numbers) -> float:
+    return round(2 * next(numbers) - 1, 4)
+
+
+def _unit(numbers: Numbers) -> float:
+    return round(next(numbers), 4)
+
+
+def _sometimes(share: float) -> Callable[[Numbers], float]:
+    """Zero, or with probability `share` in [0.25, 1]."""
+
+    def draw(numbers: Numbers) -> float:
+        chosen, amount = next(numbers) < share, next(numbers)
+        return round(0.25 + 0.75 * amount, 4) if chosen else 0.0
+
+    return draw
+
+
+def _choice(shares: dict[str, float]) -> Callable[[Numbers], str]:
+    def draw(numbers: Numbers) -> str:
+        number = next(numbers)
+        ends = zip(shares, itertools.accumulate(shares.values()), strict=True)
+        return next((name for name, end in ends if number < end), [*shares][-1])  # the sum may be rounded below 1
+
+    return draw
+
+
+Signed = Annotated[float, _signed]
+"""In [-1, 1]."""
+Unit = Annotated[float, _unit]
+"""In [0, 1]."""
+Turn = Annotated[float, lambda numbers: _unit(numbers) % 1.0]
+"""In [0, 1): of the colour wheel."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Everything that decides how one face looks. Left and right are the viewer's, as in CelebA's landmarks."""
+    """Everything that decides how one face looks. Left and right are the viewer's, as in CelebA's landmarks.
 
-    yaw: float
-    """[-1, 1]: turned by 32 degrees to the left (-1) or to the right (1)."""
-    pitch: float
-    """[-1, 1]: looking up (-1) or down (1) by 7 degrees."""
-    roll: float
-    """[-1, 1]: tilted by 5 degrees, clockwise where positive."""
-    face_width: float
-    """[-1, 1]: narrow to wide."""
-    face_length: float
-    """[-1, 1]: short to long chin."""
-    jaw: float
-    """[-1, 1]: pointed to square."""
-    skin_tone: float
-    """[0, 1]: light to dark."""
-    skin_warmth: float
-    """[-1, 1]: cool to warm."""
-    blush: float
-    """[0, 1]: redness of the cheeks."""
-    hair_style: str
-    """One of HAIR_STYLES."""
-    hair_colour: str
-    """One of HAIR_COLOURS."""
-    hair_shade: float
-    """[-1, 1]: dark to light within the colour."""
-    hair_volume: float
-    """[0, 1]."""
-    hair_parting: float
-    """[-1, 1]: where the hair parts, left to right."""
-    texture: int
+    They are drawn in this order: a new one in between changes every face (see faces.VERSION).
+    """
+
+    yaw: Signed
+    """Turned by 32 degrees to the left (-1) or to the right (1)."""
+    pitch: Signed
+    """Looking up (-1) or down (1) by 7 degrees."""
+    roll: Signed
+    """Tilted by 5 degrees, clockwise where positive."""
+    face_width: Signed
+    """Narrow to wide."""
+    face_length: Signed
+    """Short to long chin."""
+    jaw: Signed
+    """Pointed to square."""
+    skin_tone: Unit
+    """Light to dark."""
+    skin_warmth: Signed
+    """Cool to warm."""
+    blush: Unit
+    """Redness of the cheeks."""
+    hair_style: Annotated[str, _choice(HAIR_STYLES)]
+    hair_colour: Annotated[str, _choice(HAIR_COLOURS)]
+    hair_shade: Signed
+    """Dark to light within the colour."""
+    hair_volume: Unit
+    hair_parting: Signed
+    """Where the hair parts, left to right."""
+    texture: Annotated[int, lambda numbers: int(2**31 * next(numbers))]
     """[0, 2**31): seed of curls and strands."""
-    eye_size: float
-    """[-1, 1]."""
-    eye_openness: float
-    """[0, 1]: nearly shut to wide open."""
-    eye_colour: float
-    """[0, 1]: dark brown, brown, hazel, green, blue, gray."""
-    eye_tilt: float
-    """[-1, 1]: outer corners down to up."""
-    brow_thickness: float
-    """[0, 1]."""
-    brow_arch: float
-    """[-1, 1]: flat to arched."""
-    glasses: str
-    """One of GLASSES."""
-    glasses_tone: float
-    """[0, 1]: colour of the rims, black to gold to red."""
-    nose_width: float
-    """[-1, 1]."""
-    nose_length: float
-    """[-1, 1]."""
-    smile: float
-    """[-1, 1]: corners of the mouth down to up."""
-    mouth_open: float
+    eye_size: Signed
+    eye_openness: Unit
+    """Nearly shut to wide open."""
+    eye_colour: Unit
+    """Dark brown, brown, hazel, green, blue, gray."""
+    eye_tilt: Signed
+    """Outer corners down to up."""
+    brow_thickness: Unit
+    brow_arch: Signed
+    """Flat to arched."""
+    glasses: Annotated[str, _choice(GLASSES)]
+    glasses_tone: Unit
+    """Colour of the rims, black to gold to red."""
+    nose_width: Signed
+    nose_length: Signed
+    smile: Signed
+    """Corners of the mouth down to up."""
+    mouth_open: Annotated[float, _sometimes(0.5)]
     """[0, 1]: 0 is shut."""
-    mouth_width: float
-    """[-1, 1]."""
-    lip_fullness: float
-    """[-1, 1]."""
-    lipstick: float
+    mouth_width: Signed
+    lip_fullness: Signed
+    lipstick: Annotated[float, _sometimes(0.3)]
     """[0, 1]: 0 is none."""
-    beard: str
-    """One of BEARDS."""
-    light_x: float
-    """[-1, 1]: light from the left (-1) to from the right (1)."""
-    light_y: float
-    """[-1, 1]: light from above (-1) to from below (1)."""
-    light_strength: float
-    """[0, 1]: flat to contrasty."""
-    light_warmth: float
-    """[-1, 1]: bluish to yellowish."""
-    backdrop: str
-    """One of BACKDROPS."""
-    backdrop_hue: float
-    """[0, 1): turn of the colour wheel."""
-    backdrop_lightness: float
-    """[0, 1]."""
-    clothes_hue: float
-    """[0, 1): turn of the colour wheel."""
-    clothes_lightness: float
-    """[0, 1]."""
-    collar: str
-    """One of COLLARS."""
+    beard: Annotated[str, _choice(BEARDS)]
+    light_x: Signed
+    """Light from the left (-1) to from the right (1)."""
+    light_y: Signed
+    """Light from above (-1) to from below (1)."""
+    light_strength: Unit
+    """Flat to contrasty."""
+    light_warmth: Signed
+    """Bluish to yellowish."""
+    backdrop: Annotated[str, _choice(BACKDROPS)]
+    backdrop_hue: Turn
+    backdrop_lightness: Unit
+    clothes_hue: Turn
+    clothes_lightness: Unit
+    collar: Annotated[str, _choice(COLLARS)]
 
 
 def draw_factors(seed: int, index: int) -> Factors:
-    """Draw the factors of image `index`, each on its own, from the counter-based generator keyed by both.
+    """Draw the factors of image `index`, one by one, from the counter-based generator keyed by both.
 
     Args:
         seed: in [0, 2**64).
         index: in [0, 2**64); the painted files count from 1, as CelebA's do.
     """
-    draws = _Draws(seed, index)
-    signed, unit, sometimes, choice = draws.signed, draws.unit, draws.sometimes, draws.choice
-    # Arguments are evaluated in the order written: inserting one changes every face (see synth.VERSION).
-    return Factors(
-        yaw=signed(),
-        pitch=signed(),
-        roll=signed(),
-        face_width=signed(),
-        face_length=signed(),
-        jaw=signed(),
-        skin_tone=unit(),
-        skin_warmth=signed(),
-        blush=unit(),
-        hair_style=choice(HAIR_STYLES, _HAIR_STYLE_SHARES),
-        hair_colour=choice(HAIR_COLOURS, _HAIR_COLOUR_SHARES),
-        hair_shade=signed(),
-        hair_volume=unit(),
-        hair_parting=signed(),
-        texture=draws.integer(2**31),
-        eye_size=signed(),
-        eye_openness=unit(),
-        eye_colour=unit(),
-        eye_tilt=signed(),
-        brow_thickness=unit(),
-        brow_arch=signed(),
-        glasses=choice(GLASSES, _GLASSES_SHARES),
-        glasses_tone=unit(),
-        nose_width=signed(),
-        nose_length=signed(),
-        smile=signed(),
-        mouth_open=sometimes(0.5),
-        mouth_width=signed(),
-        lip_fullness=signed(),
-        lipstick=sometimes(0.3),
-        beard=choice(BEARDS, _BEARD_SHARES),
-        light_x=signed(),
-        light_y=signed(),
-        light_strength=unit(),
-        light_warmth=signed(),
-        backdrop=choice(BACKDROPS, _BACKDROP_SHARES),
-        backdrop_hue=unit() % 1.0,
-        backdrop_lightness=unit(),
-        clothes_hue=unit() % 1.0,
-        clothes_lightness=unit(),
-        collar=choice(COLLARS, _COLLAR_SHARES),
-    )
-
-
-class _Draws:
-    """The numbers of one image, each used once and in order."""
-
-    def __init__(self, seed: int, index: int) -> None:
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
-        self._numbers: Iterator[float] = iter(generator.random(64).tolist())
-
-    def signed(self) -> float:
-        """In [-1, 1]."""
-        return round(2 * next(self._numbers) - 1, 4)
-
-    def unit(self) -> float:
-        """In [0, 1]."""
-        return round(next(self._numbers), 4)
-
-    def integer(self, end: int) -> int:
-        """In [0, end)."""
-        return int(end * next(self._numbers))
-
-    def sometimes(self, share: float) -> float:
-        """Zero, or with probability `share` in [0.25, 1]."""
-        chosen, amount = next(self._numbers) < share, next(self._numbers)
-        return round(0.25 + 0.75 * amount, 4) if chosen else 0.0
-
-    def choice(self, names: tuple[str, ...], shares: tuple[float, ...]) -> str:
-        """One of the names, as often as its share says."""
-        number = next(self._numbers)
-        for name, end in zip(names, itertools.accumulate(shares), strict=True):
-            if number < end:
-                return name
-        return names[-1]  # the shares' sum may be rounded below 1
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
+    numbers = iter(generator.random(64).tolist())
+    kinds: dict[str, Any] = get_type_hints(Factors, include_extras=True)
+    return Factors(**{name: kind.__metadata__[0](numbers) for name, kind in kinds.items()})
 
 
 def attributes(factors: Factors) -> dict[str, bool]:

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from pipeline.data.synth.canvas import HAIR, OTHER, Canvas, Colour, mixed, ramp, scaled, smooth
+from pipeline.data.synth.canvas import HAIR, OTHER, Canvas, circle, smooth
+from pipeline.data.synth.colours import WHITE, Colour, mixed, ramp, scaled
 from pipeline.data.synth.factors import Factors
 from pipeline.data.synth.hair import hair_colour
 from pipeline.data.synth.head import Head, Points, mouth_line
@@ -17,21 +18,12 @@ _BROW = np.clip(1.05 - 0.45 * (_ALONG + 1) ** 1.5 / 1.6, 0.15, 1) * np.minimum(1
 _ROUNDED = 1 - np.abs(_ALONG) ** 2.2
 _BOW = 1 - 0.32 * np.exp(-((_ALONG / 0.16) ** 2))
 _LID = np.array([0.0, 1.3]) * (1 - np.abs(_ALONG))[:, None]
-_ROUND = np.linspace(0, 2 * math.pi, 28, endpoint=False)
-_TURN = np.linspace(0, 2 * math.pi, 20, endpoint=False)
-_CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=-1)
+_CIRCLE, _LENS = circle(20), circle(28)
 _NINE = np.linspace(0, 1, 9)
 _BEND = np.sin(_NINE * math.pi)
 _NOSTRILS = np.stack([2.3 * _CIRCLE[:, 0] + 0 * _SIDES, (1.15 + 0.3 * _SIDES * _CIRCLE[:, 0]) * _CIRCLE[:, 1]], axis=-1)
 _EYE_RADII = np.array([5.5, 4.9, 2.6, 1.05])  # rim, iris, pupil, glint
-_IRIS: tuple[Colour, ...] = (
-    (58, 36, 24),
-    (104, 66, 36),
-    (118, 104, 54),
-    (74, 120, 78),
-    (74, 124, 172),
-    (130, 150, 164),
-)
+_IRIS = ((58, 36, 24), (104, 66, 36), (118, 104, 54), (74, 120, 78), (74, 124, 172), (130, 150, 164))
 _RIMS: tuple[Colour, ...] = ((28, 26, 30), (92, 58, 36), (190, 156, 84), (150, 36, 44))
 
 
@@ -48,11 +40,11 @@ def paint_eyes(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> No
     to_glint = np.array([[0.0, 0.0]] * 3 + [[1.4 if factors.light_x > 0 else -1.4, -1.5]])
     circles = (to_glint[:, None] + _EYE_RADII[:, None, None] * _CIRCLE)[None] + middles[:, None, None]
     lash = np.array([0.0, 1.0])
-    for (upper, lower, crease), circle, thickness in zip(eyes, circles, 0.5 * lash + 0.9 * _LASHES, strict=True):
-        canvas.fill(np.concatenate([upper, lower[::-1]]), (243, 240, 238))
-        discs = _between(circle, upper, lower)
-        for disc, colour in zip(discs, (scaled(iris, 0.6), iris, (16, 12, 14), (255, 255, 255)), strict=True):
-            canvas.fill(disc, colour)
+    for (upper, lower, crease), disc, thickness in zip(eyes, circles, 0.5 * lash + 0.9 * _LASHES, strict=True):
+        canvas.band(upper, lower, (243, 240, 238))
+        discs = _between(disc, upper, lower)
+        for shape, colour in zip(discs, (scaled(iris, 0.6), iris, (16, 12, 14), WHITE), strict=True):
+            canvas.fill(shape, colour)
         canvas.fill(np.concatenate([upper, (upper + _LID)[::-1]]), (40, 26, 26), opacity=0.35)  # the lid's shadow
         canvas.fill(np.concatenate([upper - thickness, upper[::-1] + 0.35 * thickness[::-1]]), (40, 26, 24))
         canvas.line(lower, scaled(skin, 0.66), 0.6, 0.7)
@@ -67,7 +59,7 @@ def paint_brows(canvas: Canvas, head: Head, factors: Factors) -> None:
     arch = (2.0 + 2.6 * max(0.0, factors.brow_arch + 0.4)) * (1 - (_ALONG - 0.1) ** 2 / 2.2)
     v, body = -14.8 - 0.6 * factors.brow_thickness - arch, thickness * _BROW
     for upper, lower in head.on_face(u[:, None], np.stack([v - 0.5 * body, v + 0.5 * body])):
-        canvas.fill(np.concatenate([upper, lower[::-1]]), colour, opacity=0.9)
+        canvas.band(upper, lower, colour, opacity=0.9)
 
 
 def paint_nose(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> None:
@@ -98,15 +90,15 @@ def paint_mouth(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     full = fullness * _ROUNDED
     lines = np.stack([gaps[0] - 4.3 * full * _BOW, gaps[0], gaps[1], gaps[1] + 5.4 * full])
     top, gap_top, gap_bottom, bottom = mouth_line(head, _ALONG, lines)
-    canvas.fill(np.concatenate([top, gap_top[::-1]]), scaled(lips, 0.88))
-    canvas.fill(np.concatenate([gap_bottom, bottom[::-1]]), lips)
+    canvas.band(top, gap_top, scaled(lips, 0.88))
+    canvas.band(gap_bottom, bottom, lips)
     shine = mouth_line(head, 0.5 * _ALONG, 0.75 * opening + 2.6 * fullness)
-    canvas.line(shine, mixed(lips, (255, 255, 255), 0.35), 1.1, 0.35 + 0.35 * factors.lipstick)
+    canvas.line(shine, mixed(lips, WHITE, 0.35), 1.1, 0.35 + 0.35 * factors.lipstick)
     if factors.mouth_open > 0:
-        canvas.fill(np.concatenate([gap_top, gap_bottom[::-1]]), (84, 26, 30))
+        canvas.band(gap_top, gap_bottom, (84, 26, 30))
         edges = np.stack([-0.25 * opening, np.minimum(-0.25 * opening + 3.4, 0.6 * opening) * _ROUNDED])
         upper, teeth = mouth_line(head, 0.86 * _ALONG, edges)
-        canvas.fill(np.concatenate([upper, teeth[::-1]]), (246, 242, 236))
+        canvas.band(upper, teeth, (246, 242, 236))
     canvas.line(gap_top, scaled(lips, 0.55), 0.9, 0.8)
     for corner in top[[0, -1]] + np.array([0.0, -0.2]):
         canvas.fill(corner + 1.1 * _CIRCLE, scaled(skin, 0.6), opacity=0.6)
@@ -122,26 +114,21 @@ def paint_beard(canvas: Canvas, head: Head, factors: Factors) -> None:
         return
     colour = mixed(scaled(hair_colour(factors), 0.78), (70, 48, 38), 0.25)
     if factors.beard in ("stubble", "full"):
-        grow = 3.5 if factors.beard == "full" else -0.5
-        rim = head.outline(np.linspace(math.pi - 0.1, 0.1, 41), 0.0)
+        grow, material, opacity = (3.5, HAIR, 0.94) if factors.beard == "full" else (-0.5, None, 0.28)
+        rim = head.outline(np.linspace(math.pi - 0.1, 0.1, 41))
         rim = rim + np.array([0.0, 1.0]) * (grow * np.sin(np.linspace(0, math.pi, 41)))[:, None]
         u = np.array([0.97, 0.88, 0.76, 0.58, 0.36, 0.16, 0.0]) * head.half_width
         v = np.array([6.0, 16.0, 27.0, 33.0, head.nose_v + 7.0, head.nose_v + 6.0, head.nose_v + 7.5])
         edge = head.on_face(np.concatenate([u, -u[-2::-1]]), np.concatenate([v, v[-2::-1]]))
-        full = factors.beard == "full"
-        canvas.fill(np.concatenate([rim, edge]), colour, HAIR if full else None, 0.94 if full else 0.28)
+        canvas.fill(np.concatenate([rim, edge]), colour, material, opacity)
         return
-    lift = head.nose_v + 6.0
-    droop = 5.0 if factors.beard == "moustache" else 2.0
-    top = head.place(
-        15.0 * _ALONG, lift + droop * _ALONG**2 + 0.8 * np.exp(-((_ALONG / 0.15) ** 2)), 46.0 - 6 * _ALONG**2
-    )
-    low = head.place(15.0 * _ALONG, lift + 6.0 + droop * _ALONG**2 - 3.5 * _ALONG**4, 46.0 - 6 * _ALONG**2)
-    canvas.fill(np.concatenate([top, low[::-1]]), colour, HAIR, 0.93)
+    lift, droop = head.nose_v + 6.0, (5.0 if factors.beard == "moustache" else 2.0) * _ALONG**2
+    edges = np.stack([lift + droop + 0.8 * np.exp(-((_ALONG / 0.15) ** 2)), lift + 6.0 + droop - 3.5 * _ALONG**4])
+    top, low = head.place(15.0 * _ALONG, edges, 46.0 - 6 * _ALONG**2)
+    canvas.band(top, low, colour, HAIR, 0.93)
     if factors.beard == "goatee":
         start = head.mouth_v + 9.0 + factors.lip_fullness
-        across = np.array([-4.0, 4.0, 12.0, 14.0, 11.0, 0.0, -11.0, -14.0, -12.0])
-        end = head.chin
+        across, end = np.array([-4.0, 4.0, 12.0, 14.0, 11.0, 0.0, -11.0, -14.0, -12.0]), head.chin
         down = np.array([start, start, start + 3, start + 9, end - 2, end + 3, end - 2, start + 9, start + 3])
         canvas.fill(smooth(head.on_face(across, np.minimum(down, end + 3))), colour, HAIR, 0.93)
 
@@ -153,9 +140,7 @@ def paint_glasses(canvas: Canvas, head: Head, factors: Factors) -> None:
     rim = ramp(_RIMS, factors.glasses_tone)
     power = {"round": 1.0, "square": 0.5, "sunglasses": 0.7}[factors.glasses]
     across, down = (13.2, 12.2) if factors.glasses == "round" else (15.2, 11.2)
-    cosine, sine = np.cos(_ROUND), np.sin(_ROUND)
-    shape_u = across * np.sign(cosine) * np.abs(cosine) ** power
-    shape_v = down * np.sign(sine) * np.abs(sine) ** power
+    shape_u, shape_v = (np.array([across, down]) * np.sign(_LENS) * np.abs(_LENS) ** power).T
     width = 1.5 if factors.glasses == "round" else 2.0
     for side in (-1.0, 1.0):
         u = side * (head.eye_u + 0.5) + shape_u
@@ -163,7 +148,7 @@ def paint_glasses(canvas: Canvas, head: Head, factors: Factors) -> None:
         if factors.glasses == "sunglasses":
             canvas.fill(lens, mixed((24, 22, 30), rim, 0.2), OTHER, 0.93)
             glare = head.place(side * head.eye_u - 5 + 0.3 * shape_u, 0.45 * shape_v - 3.0, 44.0)
-            canvas.fill(glare, (255, 255, 255), opacity=0.12)
+            canvas.fill(glare, WHITE, opacity=0.12)
         else:
             canvas.fill(lens, (235, 245, 255), opacity=0.1)
         canvas.line(np.concatenate([lens, lens[:2]]), rim, width, material=OTHER)

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from pipeline.data.synth.canvas import HAIR, Canvas, Colour, scaled, smooth
+from pipeline.data.synth.canvas import HAIR, Canvas, smooth
+from pipeline.data.synth.colours import Colour, scaled
 from pipeline.data.synth.factors import COILED_STYLES, LONG_STYLES, Factors
 from pipeline.data.synth.head import Head, Points
 
@@ -31,12 +32,12 @@ def paint_back_hair(canvas: Canvas, head: Head, factors: Factors) -> None:
         canvas.fill(_hanging(head, factors), colour, HAIR)
     elif style in COILED_STYLES:
         reach = 9 + 7 * volume if style == "curly" else 15 + 13 * volume
-        _paint_curls(canvas, head, factors, reach, colour, rows=(0.55, 1.0))
+        _paint_curls(canvas, head, factors, reach, colour, (0.55, 1.0))
     elif style == "bun":
         centre = head.behind(8 * factors.hair_parting, head.top - 14.0)
         canvas.dot(centre, 15 + 4 * volume, scaled(colour, 1.15), HAIR)
+        arc = np.linspace(-1.0, 1.0, 9)
         for turn in (-0.6, 0.0, 0.6):
-            arc = np.linspace(-1.0, 1.0, 9)
             bend = np.stack([arc * 12, 10 * turn + 6 * turn * arc * arc - 3.0], axis=-1)
             canvas.line(centre + bend, scaled(colour, 0.75), 0.9, 0.6)
 
@@ -49,19 +50,19 @@ def paint_front_hair(canvas: Canvas, head: Head, factors: Factors) -> None:
     inner, outer = _hairline(head, factors), _crown(head, factors)
     if factors.hair_style == "buzz":
         # Shaved sides let the skin shine through.
-        canvas.fill(np.concatenate([inner, outer[::-1]]), colour, HAIR, 0.82)
+        canvas.band(inner, outer, colour, HAIR, 0.82)
         return
     shadow = inner + np.array([0.6 - 1.5 * factors.light_x, 2.6])
     canvas.fill(np.concatenate([shadow[::2], inner[::-2]]), (70, 30, 20), opacity=0.2)
-    canvas.fill(np.concatenate([inner, outer[::-1]]), colour, HAIR)
+    canvas.band(inner, outer, colour, HAIR)
     # Where a turned head's hairline lies behind its rim the first shape crosses itself: close the gap.
     rim = head.outline(_crown_angles(head, factors)[::2])
     canvas.fill(np.concatenate([rim, outer[::-2]]), colour, HAIR)
     if factors.hair_style in COILED_STYLES:
         reach = 5 + 5 * factors.hair_volume if factors.hair_style == "curly" else 10 + 12 * factors.hair_volume
-        _paint_curls(canvas, head, factors, reach, colour, rows=(0.3, 0.8))
-        return
-    _paint_strands(canvas, factors, inner, outer, colour)
+        _paint_curls(canvas, head, factors, reach, colour, (0.3, 0.8))
+    else:
+        _paint_strands(canvas, factors, inner, outer, colour)
 
 
 def _hairline(head: Head, factors: Factors) -> Points:
@@ -69,7 +70,6 @@ def _hairline(head: Head, factors: Factors) -> Points:
     style, part = factors.hair_style, 0.55 * factors.hair_parting
     size = np.abs(_ALONG)
     side = _SIDE.get(style, 26.0)  # down to here at the ears
-    middle, power = -41.0, 2.4
     if style in LONG_STYLES:
         # Two curtains which part above the forehead.
         away = np.abs(_ALONG - part) / (1 + abs(part))
@@ -84,7 +84,7 @@ def _hairline(head: Head, factors: Factors) -> Points:
         v = v + 1.6 * np.sin(9 * np.pi * _ALONG + factors.texture % 7) * (size < 0.8)
     else:
         peak = 2.5 * factors.hair_parting * np.exp(-((_ALONG / 0.22) ** 2))
-        v = middle + (side - middle) * size ** (power + 1.2) + peak
+        v = -41.0 + (side + 41.0) * size ** (2.4 + 1.2) + peak
         if style == "quiff":
             v = v - 5 * np.exp(-(((size - 0.5) / 0.22) ** 2))
     u = head.half_width * np.sin(_ALONG * np.pi / 2 * 0.98) * (1.0 if style in LONG_STYLES else 0.985)
@@ -94,9 +94,8 @@ def _hairline(head: Head, factors: Factors) -> Points:
 def _crown(head: Head, factors: Factors) -> Points:
     """The upper edge of the hair, from the left side over the top to the right side."""
     style, volume = factors.hair_style, factors.hair_volume
-    reach = {"buzz": 1.2, "short": 3 + 4 * volume, "fringe": 4 + 4 * volume, "bun": 2.0 + 2 * volume}.get(
-        style, 5 + 5 * volume
-    )
+    reaches = {"buzz": 1.2, "short": 3 + 4 * volume, "fringe": 4 + 4 * volume, "bun": 2.0 + 2 * volume}
+    reach = reaches.get(style, 5 + 5 * volume)
     angles = _crown_angles(head, factors)
     flat = 1 - 0.55 * np.abs(_ALONG) ** 3 if style not in LONG_STYLES else np.ones_like(_ALONG)
     rise = np.zeros_like(_ALONG)
@@ -104,7 +103,7 @@ def _crown(head: Head, factors: Factors) -> Points:
         rise = (5 + 6 * volume) * np.exp(-(((_ALONG - 0.25 * factors.hair_parting) / 0.5) ** 2))
     elif style == "side_part":
         rise = (2 + 4 * volume) * np.exp(-(((_ALONG + 0.5 * np.sign(factors.hair_parting)) / 0.5) ** 2))
-    return head.outline(angles, grow=0.0) + _outward(angles) * (reach * flat + rise)[:, None]
+    return _around(head, angles, reach * flat + rise)
 
 
 def _crown_angles(head: Head, factors: Factors) -> Points:
@@ -113,9 +112,10 @@ def _crown_angles(head: Head, factors: Factors) -> Points:
     return np.linspace(math.pi - end, 2 * math.pi + end, _ALONG.size)
 
 
-def _outward(angles: Points) -> Points:
-    """Unit vectors away from the head at the outline's angles."""
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+def _around(head: Head, angles: Points, distance: Points | float) -> Points:
+    """The head's outline at these angles, moved away from the head."""
+    outward = np.stack([np.cos(angles), np.sin(angles)])
+    return head.outline(angles) + (outward * distance).T
 
 
 def _hanging(head: Head, factors: Factors) -> Points:
@@ -123,7 +123,7 @@ def _hanging(head: Head, factors: Factors) -> Points:
     volume, style = factors.hair_volume, factors.hair_style
     length = {"bob": 62.0 + 8 * volume, "long": 125.0, "wavy": 118.0}[style]
     angles = np.linspace(math.pi, 2 * math.pi, 15)
-    top = head.outline(angles) + _outward(angles) * (5 + 5 * volume)
+    top = _around(head, angles, 5 + 5 * volume)
     v = np.linspace(6.0, length, 12)
     width = head.half_width + 6 + 7 * volume + (6 * np.sin((v - 6) / (length - 6) * 2.2) if style != "bob" else 4.0)
     if style == "wavy":
@@ -138,29 +138,26 @@ def _paint_strands(canvas: Canvas, factors: Factors, inner: Points, outer: Point
     """Light and dark strands, along the hairline where the hair is combed so, from crown to edge otherwise."""
     tones = np.random.default_rng(factors.texture).uniform(-1, 1, 16)
     if factors.hair_style in ("fringe", "quiff", "bun", "short"):
-        step = np.linspace(0.08, 0.92, 4)[:, None]
+        share, contrast, width = np.linspace(0.08, 0.92, 4)[:, None], 0.12, 1.2
         low = np.linspace(2, len(inner) - 3, len(tones)).astype(int)
         high = low + np.rint(0.25 * (len(inner) // 2 - low)).astype(int)  # the strands meet towards the crown
-        paths = inner[low, None] + step * (outer[high] - inner[low])[:, None]
-        for tone, path in zip(tones.tolist(), paths, strict=True):
-            canvas.line(path, scaled(colour, 1 + 0.12 * tone), 1.2)
-        return
-    share = np.linspace(0.08, 0.92, 9)[:, None, None]
-    paths = (1 - share) * inner[::2] + share * outer[::2]
-    for tone, path in zip(tones[:9].tolist(), paths, strict=True):
-        canvas.line(path, scaled(colour, 1 + 0.13 * tone), 1.3)
+        paths = inner[low, None] + share * (outer[high] - inner[low])[:, None]
+    else:
+        share, contrast, width, tones = np.linspace(0.08, 0.92, 9)[:, None, None], 0.13, 1.3, tones[:9]
+        paths = (1 - share) * inner[::2] + share * outer[::2]
+    for tone, path in zip(tones.tolist(), paths, strict=True):
+        canvas.line(path, scaled(colour, 1 + contrast * tone), width)
 
 
 def _paint_curls(
     canvas: Canvas, head: Head, factors: Factors, reach: float, colour: Colour, rows: tuple[float, ...]
 ) -> None:
     """Rows of round curls along the head's outline; a row is at a share of `reach` outside of it."""
-    generator = np.random.default_rng(factors.texture)
+    generator, count = np.random.default_rng(factors.texture), 22
     end = 0.2 if factors.hair_style == "curly" else 0.55
     for row in rows:
-        count = 22
         angles = np.linspace(math.pi - end, 2 * math.pi + end, count) + generator.uniform(-0.05, 0.05, count)
-        centres = head.outline(angles) + _outward(angles) * reach * row
+        centres = _around(head, angles, reach * row)
         sizes, tones = generator.uniform(0.75, 1.15, count).tolist(), generator.uniform(-1, 1, count).tolist()
         for centre, size, tone in zip(centres, sizes, tones, strict=True):
             canvas.dot(centre, (5.5 + 0.22 * reach) * size, scaled(colour, 1 + 0.13 * tone), HAIR)

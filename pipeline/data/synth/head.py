@@ -50,19 +50,15 @@ class Head:
         x, y = 0.85 * _FRONT * self.yaw_sine, _FRONT * self.yaw_cosine * pitch_sine
         self._origin = complex(*EYES_MIDDLE) - turn * complex(x, y)
 
-    def depth(self, u: Values, v: Values) -> Points:
-        """z of the face's surface at (u, v); 0 at and beyond its rim."""
-        rest = 1 - u * u * (1.04 * self.half_width) ** -2 - v * v * 95.0**-2
-        depth: Points = _FRONT * np.sqrt(np.maximum(rest, 0.0))
-        return depth
-
     def place(self, u: Values, v: Values, z: Values) -> Points:
         """Project head coordinates to the picture, (..., 2)."""
         return _points(u * self._step_u + (v * self._step_v + (z * self._step_z + self._origin)))
 
     def on_face(self, u: Values, v: Values, lift: float = 0.0) -> Points:
         """Project a point of the surface, `lift` pixels above it. What the head hides is moved to its rim."""
-        z = self.depth(u, v) + lift
+        # The face is an ellipsoid; at and beyond its rim z is 0.
+        rest = 1 - u * u * (1.04 * self.half_width) ** -2 - v * v * 95.0**-2
+        z = _FRONT * np.sqrt(np.maximum(rest, 0.0)) + lift
         points = self.place(u, v, z)
         front = z * self.yaw_cosine - u * self.yaw_sine
         if front.min() > 10:
@@ -72,12 +68,12 @@ class Head:
         hidden: Points = (turned * turned * (3 - 2 * turned))[..., None]
         return points + hidden * (rim - points)
 
-    def outline(self, angles: Points, grow: float = 0.0) -> Points:
-        """The head's silhouette, `grow` pixels outside of it: 0 is right, pi/2 the chin, -pi/2 the top."""
+    def outline(self, angles: Points) -> Points:
+        """The head's silhouette: 0 is right, pi/2 the chin, -pi/2 the top."""
         cosine, sine = np.cos(angles), np.sin(angles)
         power = np.where(sine > 0, self.jaw_power, 0.92)
-        across = (self.half_width + grow) * np.sign(cosine) * np.abs(cosine) ** power
-        v = np.where(sine > 0, self.chin + grow, grow - self.top) * sine
+        across = self.half_width * np.sign(cosine) * np.abs(cosine) ** power
+        v = np.where(sine > 0, self.chin, -self.top) * sine
         return self._silhouette(across, v)
 
     def behind(self, across: Values, v: Values, z: float = -8.0) -> Points:
@@ -109,16 +105,11 @@ def landmarks(factors: Factors) -> dict[str, tuple[int, int]]:
     points = {
         "lefteye": head.on_face(-head.eye_u, 0.0),
         "righteye": head.on_face(head.eye_u, 0.0),
-        "nose": nose_tip(head),
+        "nose": head.place(0.0, head.nose_v - 2.0, 54.0),
         "leftmouth": mouth[0],
         "rightmouth": mouth[1],
     }
     return {name: (round(float(point[0])), round(float(point[1]))) for name, point in points.items()}
-
-
-def nose_tip(head: Head) -> Points:
-    """The tip of the nose in the picture, (2,)."""
-    return head.place(0.0, head.nose_v - 2.0, 54.0)
 
 
 def mouth_line(head: Head, along: Points, down: Values = 0.0) -> Points:

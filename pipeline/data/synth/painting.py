@@ -1,60 +1,31 @@
 """Paint one face from its factors: flat shapes from back to front, then light."""
 
-import colorsys
 import math
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from pipeline.data.synth.canvas import (
-    OTHER,
-    SKIN,
-    Canvas,
-    Colour,
-    Field,
-    Planes,
-    ball_light,
-    flat,
-    glow,
-    mixed,
-    ramp,
-    scaled,
-)
+from pipeline.data.synth.canvas import COLUMNS, OTHER, ROWS, SKIN, Canvas, Pixels, circle, glow
+from pipeline.data.synth.colours import WHITE, Colour, from_hls, mixed, ramp, scaled
 from pipeline.data.synth.factors import Factors
 from pipeline.data.synth.features import paint_beard, paint_brows, paint_eyes, paint_glasses, paint_mouth, paint_nose
 from pipeline.data.synth.hair import paint_back_hair, paint_front_hair
 from pipeline.data.synth.head import HEIGHT, WIDTH, Head, Points
 
-_SKIN_TONES: tuple[Colour, ...] = (
-    (244, 214, 196),
-    (234, 194, 168),
-    (216, 168, 136),
-    (180, 130, 100),
-    (136, 94, 72),
-    (98, 68, 54),
-)
+_SKIN_TONES = ((244, 214, 196), (234, 194, 168), (216, 168, 136), (180, 130, 100), (136, 94, 72), (98, 68, 54))
 # How strongly shade and blush take each colour from skin: red stays longest.
-_SHADE = np.array([0.82, 1.06, 1.16], dtype=np.float32)
-_BLUSH = np.array([0.05, -0.3, -0.24], dtype=np.float32)
+_SHADE = np.array([0.82, 1.06, 1.16], dtype=np.float32)[:, None, None]
+_BLUSH = np.array([0.05, -0.3, -0.24], dtype=np.float32)[:, None, None]
 _LIGHT_TINT = np.array([0.045, 0.0, -0.07], dtype=np.float32)
 _SMALL = (61, 74)  # size of the backdrop before it is tripled
 _DOWN, _SMALL_DOWN = (np.linspace(0, 1, size, dtype=np.float32)[:, None] for size in (HEIGHT, _SMALL[1]))
 _ROUND = np.linspace(0, 2 * math.pi, 48, endpoint=False)
-_OVAL = np.stack([np.cos(_ROUND[::3]), np.sin(_ROUND[::3])], axis=-1)
+_OVAL = circle(16)
 
 
-def paint(factors: Factors, canvas: Canvas | None = None) -> Image.Image:
-    """Paint a face: RGB, 178 x 218, and the same picture whenever the factors are the same.
-
-    Args:
-        factors: what to paint.
-        canvas: one to paint over, which is faster than a new one; not by two threads at once.
-    """
-    head, skin = Head(factors), skin_colour(factors)
-    if canvas is None:
-        canvas = Canvas()
-    else:
-        canvas.clear()
+def paint(factors: Factors) -> Image.Image:
+    """Paint a face: RGB, 178 x 218, and the same picture whenever the factors are the same."""
+    canvas, head, skin = Canvas(), Head(factors), skin_colour(factors)
     paint_back_hair(canvas, head, factors)
     _paint_body(canvas, head, factors, skin)
     _paint_ears(canvas, head, skin)
@@ -81,7 +52,7 @@ def _paint_body(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     across, v = np.array([*neck, (half, 30)], dtype=float).T
     canvas.fill(head.behind(across, v), skin, SKIN)
     canvas.fill(head.behind(np.array([-half, half, 4, -4]), np.array([80, 80, 108, 108])), skin, SKIN)
-    cloth = _from_hls(factors.clothes_hue, 0.25 + 0.55 * factors.clothes_lightness, 0.3)
+    cloth = from_hls(factors.clothes_hue, 0.25 + 0.55 * factors.clothes_lightness, 0.3)
     depth = {"crew": 8.0, "v_neck": 25.0, "shirt": 18.0}[factors.collar]
     edge = half + 9
     across = np.array([-edge, -edge * 0.55, 0, edge * 0.55, edge, 62, 88, 120, 120, -120, -120, -88, -62])
@@ -92,14 +63,8 @@ def _paint_body(canvas: Canvas, head: Head, factors: Factors, skin: Colour) -> N
     canvas.line(body[:5], scaled(cloth, 0.78), 2.2, material=OTHER)
     if factors.collar == "shirt":
         for side in (-1, 1):
-            wing = [
-                (edge * side, 74),
-                (2 * side, 76 + depth + 1),
-                (16 * side, 76 + depth + 11),
-                (edge * side + 7 * side, 82),
-            ]
-            across, v = np.array(wing, dtype=float).T
-            canvas.fill(head.behind(across, v), mixed(cloth, (255, 255, 255), 0.25), OTHER)
+            across, v = side * np.array([edge, 2, 16, edge + 7]), np.array([74, 77 + depth, 87 + depth, 82])
+            canvas.fill(head.behind(across, v), mixed(cloth, WHITE, 0.25), OTHER)
 
 
 def _paint_ears(canvas: Canvas, head: Head, skin: Colour) -> None:
@@ -118,43 +83,27 @@ def _lit(canvas: Canvas, head: Head, factors: Factors) -> Image.Image:
     """Light on the shapes, and the backdrop behind them."""
     skin, hair, figure = canvas.materials()
     strength = 0.25 + 0.75 * factors.light_strength
-    tint = 1 + np.float32(factors.light_warmth) * _LIGHT_TINT
-    factor, scratch, fields = canvas.scratch()
-    fields.fill(0)
-    relief, blush, light = fields
     shades, blushes = _skin_spots(head, factors, strength)
-    spots = np.concatenate([shades, blushes, _sheen_spots(head, factors, strength)])
-    glow(spots, [relief] * len(shades) + [blush] * len(blushes) + [light])
-    relief *= skin
-    blush *= skin
-    light *= skin if factors.hair_style == "bald" else hair
-    _add_light(head, factors, strength, light)
-
-    factor, scratch = flat(factor), flat(scratch)
-    np.multiply((tint * _SHADE)[:, None], flat(relief), out=factor)
-    for share, field in ((tint * _BLUSH, blush), (tint, light)):
-        factor += np.multiply(share[:, None], flat(field), out=scratch)
-    factor *= flat(canvas.colours(figure))
-    np.multiply(_backdrop(factors, canvas.backdrop), 1 - figure, out=scratch.reshape(3, HEIGHT, WIDTH))
-    factor += scratch
-    np.clip(factor, np.float32(0), np.float32(255), out=factor)  # a third of what the minimum with a number takes
-    planes = factor.astype(np.uint8).reshape(3, HEIGHT, WIDTH)
-    return Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
+    shine_x, shine_y = head.behind(30.0 * factors.light_x, -50.0 + 6 * factors.light_y)
+    shine = glow(np.array([(shine_x, shine_y, 24.0, 8.0, 0.08 + 0.24 * strength)]))
+    light = shine * (skin if factors.hair_style == "bald" else hair) + _light(head, factors, strength)
+    tint = (1 + np.float32(factors.light_warmth) * _LIGHT_TINT)[:, None, None]
+    lit = tint * _SHADE * (glow(shades) * skin) + tint * _BLUSH * (glow(blushes) * skin) + tint * light
+    picture = lit * canvas.colours(figure) + _backdrop(factors) * (1 - figure)
+    return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0).copy())
 
 
-def _add_light(head: Head, factors: Factors, strength: float, field: Field) -> None:
-    """Add what the light leaves of each colour, around 1."""
+def _light(head: Head, factors: Factors, strength: float) -> Pixels:
+    """What the light leaves of each colour, around 1: that of a ball seen from the front."""
     x, y = 1.2 * factors.light_x, 0.45 * factors.light_y - 0.35
     length, contrast = math.sqrt(x * x + y * y + 1), 0.6 * strength
-    middle = head.behind(0.0, 0.0, 3.0) + np.array([6.0 * head.yaw_sine, 4.0])
-    direction = (x / length, y / length, 1 / length)
-    field += ball_light(middle, (head.half_width * 1.25, 92.0), direction, contrast, 1 - 0.84 * contrast)
-
-
-def _sheen_spots(head: Head, factors: Factors, strength: float) -> Points:
-    """The shine on the hair."""
-    x, y = head.behind(30.0 * factors.light_x, -50.0 + 6 * factors.light_y)
-    return np.array([(x, y, 24.0, 8.0, 0.08 + 0.24 * strength)])
+    right, below, near = (np.float32(contrast * part) for part in (x / length, y / length, 1 / length))
+    centre = (head.behind(0.0, 0.0, 3.0) + np.array([6.0 * head.yaw_sine, 4.0])).astype(np.float32)
+    across = np.clip((COLUMNS - centre[0]) / np.float32(head.half_width * 1.25), -1, 1)
+    down = np.clip((ROWS - centre[1]) / np.float32(92.0), -1, 1)[:, None]
+    height = np.sqrt(np.maximum((1 - down * down) - across * across, np.float32(0.04)))
+    light: Pixels = height * near + across * right + (down * below + np.float32(1 - 0.84 * contrast))
+    return light
 
 
 def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, Points]:
@@ -169,15 +118,11 @@ def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, 
         (26.0, 17.0, 9.0, 6.0, 0.07),  # cheekbones
         (31.0, 42.0, 8.0, 11.0, 0.4 * dark),  # hollows of the cheeks
     ]
-    surface = np.array(
-        [(side * u, *rest) for u, *rest in pairs for side in (-1.0, 1.0)]
-        + [
-            (0.0, head.chin - 8.0, 8.0, 5.0, 0.08),
-            (-far * 8.0 * sideways, -28.0, 17.0, 9.0, 0.08),  # forehead
-            (-25.0, 24.0, 10.0, 7.5, redness),  # cheeks
-            (25.0, 24.0, 10.0, 7.5, redness),
-        ]
-    )
+    shades = [(side * u, *rest) for u, *rest in pairs for side in (-1.0, 1.0)]
+    shades.append((0.0, head.chin - 8.0, 8.0, 5.0, 0.08))
+    shades.append((-far * 8.0 * sideways, -28.0, 17.0, 9.0, 0.08))  # forehead
+    cheeks = [(side * 25.0, 24.0, 10.0, 7.5, redness) for side in (-1.0, 1.0)]
+    surface = np.array(shades + cheeks)
     surface[:, :2] = head.on_face(surface[:, 0], surface[:, 1])
     lip_v = head.mouth_v - 0.4 * head.mouth_curve + 11.0 + factors.lip_fullness
     v = np.array([head.nose_v - 2.0, 10.0, lip_v, head.chin])
@@ -191,17 +136,17 @@ def _skin_spots(head: Head, factors: Factors, strength: float) -> tuple[Points, 
         (lip_x, lip_y, 10.0, 2.8, 0.8 * dark),
         (chin_x + 5.0 * far * sideways, chin_y + 10.0, 24.0, 7.0, 1.5 * dark),  # on the neck
     ]
-    free.append((tip_x, tip_y, 6.0, 5.0, 0.5 * redness))
-    return np.concatenate([surface[:-2], np.array(free[:-1])]), np.concatenate([surface[-2:], np.array(free[-1:])])
+    nose = (tip_x, tip_y, 6.0, 5.0, 0.5 * redness)
+    return np.concatenate([surface[:-2], free]), np.concatenate([surface[-2:], [nose]])
 
 
-def _backdrop(factors: Factors, room: Planes) -> Planes:
-    """A soft gradient, with blurred shapes: (3, HEIGHT, WIDTH) in `room`, or (3, HEIGHT, 1) without shapes."""
+def _backdrop(factors: Factors) -> Pixels:
+    """A soft gradient, with blurred shapes: (3, HEIGHT, WIDTH), or (3, HEIGHT, 1) without shapes."""
     lightness = 0.34 + 0.46 * factors.backdrop_lightness
-    top = _from_hls(factors.backdrop_hue, lightness, 0.24)
-    bottom = _from_hls((factors.backdrop_hue + 0.07) % 1.0, lightness * 0.75, 0.24)
+    top = from_hls(factors.backdrop_hue, lightness, 0.24)
+    bottom = from_hls((factors.backdrop_hue + 0.07) % 1.0, lightness * 0.75, 0.24)
     if factors.backdrop == "plain":
-        return np.ascontiguousarray(_gradient(top, bottom, _DOWN).T)[:, :, None]
+        return _gradient(top, bottom, _DOWN).T[:, :, None]
     rows = np.rint(_gradient(top, bottom, _SMALL_DOWN)).astype(np.uint8)
     picture = Image.fromarray(np.repeat(rows[:, None], _SMALL[0], axis=1))
     width, height = picture.size
@@ -211,7 +156,7 @@ def _backdrop(factors: Factors, room: Planes) -> Planes:
         for x, y, size, shift in generator.uniform(0, 1, (9, 4)).tolist():
             radius, hue = 3 + 6 * size, (factors.backdrop_hue + 0.3 * shift) % 1.0
             box = (width * x - radius, height * y - radius, width * x + radius, height * y + radius)
-            draw.ellipse(box, fill=(*_from_hls(hue, 0.8, 0.4), 90))
+            draw.ellipse(box, fill=(*from_hls(hue, 0.8, 0.4), 90))
     elif factors.backdrop == "panels":
         for x, size, shift in generator.uniform(0, 1, (3, 3)).tolist():
             box = (width * x, 0, width * x + 5 + 13 * size, height)
@@ -221,31 +166,19 @@ def _backdrop(factors: Factors, room: Planes) -> Planes:
             middle, rise = height * (0.5 + 0.14 * level), 11 * slope
             corners = (0, middle - rise, width / 2, middle - 5, width, middle + rise, width, height, 0, height)
             hue = (factors.backdrop_hue + 0.15) % 1.0
-            draw.polygon(corners, fill=(*_from_hls(hue, lightness * 0.65, 0.22), 140))
+            draw.polygon(corners, fill=(*from_hls(hue, lightness * 0.65, 0.22), 140))
     blurred = np.asarray(picture.filter(ImageFilter.BoxBlur(2)), np.float32)
-    _triple(blurred.transpose(2, 0, 1).copy(), room)
-    return room[:, :HEIGHT, :WIDTH]
+    return _tripled(_tripled(blurred, 0), 1)[:HEIGHT, :WIDTH].transpose(2, 0, 1)
 
 
-def _gradient(top: Colour, bottom: Colour, share: Planes) -> Planes:
+def _gradient(top: Colour, bottom: Colour, share: Pixels) -> Pixels:
     first, last = np.array(top, np.float32), np.array(bottom, np.float32)
     return first + share * (last - first)
 
 
-def _triple(planes: Planes, out: Planes) -> None:
-    """(3, h, w) to (3, 3h - 3, 3w - 3): straight lines between the pixels."""
-    wide = np.empty((*planes.shape[:2], out.shape[2]), dtype=np.float32)
-    _between(planes[..., :-1], planes[..., 1:], *(wide[..., k::3] for k in range(3)))
-    _between(wide[:, :-1], wide[:, 1:], *(out[:, k::3] for k in range(3)))
-
-
-def _between(first: Planes, last: Planes, start: Planes, third: Planes, two_thirds: Planes) -> None:
+def _tripled(pixels: Pixels, axis: int) -> Pixels:
+    """Straight lines between the pixels along one axis: n of them become 3n - 3."""
+    first, last = np.split(pixels, [-1], axis)[0], np.split(pixels, [1], axis)[1]
     step = (last - first) * np.float32(1 / 3)
-    start[:] = first
-    np.add(first, step, out=third)
-    np.subtract(last, step, out=two_thirds)
-
-
-def _from_hls(hue: float, lightness: float, saturation: float) -> Colour:
-    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
-    return round(255 * red), round(255 * green), round(255 * blue)
+    tripled = np.stack([first, first + step, last - step], axis + 1)
+    return tripled.reshape(*pixels.shape[:axis], -1, *pixels.shape[axis + 1 :])
