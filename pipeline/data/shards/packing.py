@@ -52,7 +52,7 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> None:
         # The index of a tar that was cut must not describe the new one before that is whole.
         index_path(path).unlink(missing_ok=True)
         with replacing(path) as temporary:
-            with temporary.open("wb") as stream, silent():
+            with temporary.open("wb", buffering=2**20) as stream, silent():
                 for record in task.records:
                     try:
                         image, metadata = _encode(*shared, record)
