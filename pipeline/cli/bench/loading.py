@@ -128,7 +128,7 @@ def _loader(faces: FaceImages, count: int, workers: int) -> float:
 
 
 def _webdataset(folder: Path, faces: FaceImages, count: int) -> float:
-    tars = [str(folder / shard.file) for shard in faces.reader.index.manifest.shards]
+    tars = [str(folder / shard.file) for shard in faces.reader.manifest.shards]
     dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False)
     with_pillow = dataset.select(_has_image).decode("pil").map(_Fit(faces.config)).repeat()
     workers = faces.config.workers

@@ -100,7 +100,7 @@ class FaceImages(Dataset[Loaded | UserError]):
     @property
     def content_hash(self) -> str:
         """The identity of the data, which a resumed run must meet again."""
-        return self.reader.index.manifest.content_hash
+        return self.reader.manifest.content_hash
 
     def load(self, indices: Iterable[int]) -> Tensor:
         """(number of indices, 3, S, S) in [-1, 1], to be measured: no image replaces another.
@@ -151,7 +151,7 @@ class FaceImages(Dataset[Loaded | UserError]):
                 for span in spans:
                     batch = or_raise(next(batches))
                     tolerate(batch.problems, left_out, self.config.max_bad_samples)
-                    keys = tuple(map(self.reader.index.key, indices[span].tolist()))
+                    keys = tuple(map(self.reader.key, indices[span].tolist()))
                     micros.append(MicroBatch(batch.images, span, flips[span], keys))
                 yield micros
 

@@ -72,7 +72,7 @@ def test_images_come_in_the_global_order(folder: Path, workers: int) -> None:
         assert [micro.span for micro in batch] == order().slices()
         for micro in batch:
             assert micro.images.shape == (3, 3, 32, 32) and micro.images.dtype == torch.uint8
-            assert micro.keys == tuple(faces.reader.index.key(i) for i in expected[micro.span])
+            assert micro.keys == tuple(faces.reader.key(i) for i in expected[micro.span])
             assert torch.equal(micro.images, torch.stack([image_of(faces[int(i)]) for i in expected[micro.span]]))
 
 
@@ -104,7 +104,7 @@ def test_no_steps(folder: Path) -> None:
 
 def damage(folder: Path, index: int, whole: bool = False) -> str:
     """Overwrite the middle of a sample in its tar (`whole`: all of it); what a message must say of it."""
-    sample = ShardReader(folder).index.locate(index)
+    sample = ShardReader(folder).locate(index)
     with (folder / sample.shard).open("r+b") as tar:
         tar.seek(sample.offset if whole else sample.offset + sample.length // 2)
         tar.write(b"\0" * (sample.length if whole else 8))
@@ -118,9 +118,9 @@ def test_an_unreadable_image_is_named(folder: Path, workers: int, fault: str) ->
     named = damage(folder, bad, whole=fault == "no picture")
     faces = dataset(folder, workers)
     if fault == "no picture":  # whole as the index has it, but no image: only the decoder can tell
-        faces.reader.index.columns["crc32"][bad] = zlib.crc32(b"\0" * int(faces.reader.index.columns["length"][bad]))
+        faces.reader.columns["crc32"][bad] = zlib.crc32(b"\0" * int(faces.reader.columns["length"][bad]))
     if fault == "no shard":
-        (folder / faces.reader.index.locate(bad).shard).unlink()
+        (folder / faces.reader.locate(bad).shard).unlink()
     batches = faces.micro_batches(order(), 0, 4)
     if fault != "no shard" and bad not in order().indices(0):
         assert len(next(batches)) == 4
@@ -238,7 +238,7 @@ def test_few_and_prime_numbers_of_samples(source: Path, tmp_path: Path, count: i
             for rank in range(world):
                 (batch,) = faces.micro_batches(replace(whole, rank=rank, world_size=world), step, step + 1)
                 keys += [key for micro in batch for key in micro.keys]
-    expected = [faces.reader.index.key(i) for step in range(2 * count) for i in whole.indices(step)]
+    expected = [faces.reader.key(i) for step in range(2 * count) for i in whole.indices(step)]
     assert keys == expected
     for epoch in range(len(keys) // count):
         assert len(set(keys[epoch * count : (epoch + 1) * count])) == count

@@ -31,7 +31,7 @@ def write(source: Path, out: Path, part: str | None = None, **options: object) -
 def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     out = tmp_path_factory.mktemp("expected")
     summary = write(source, out)
-    assert sum(split.shards for split in summary.splits.values()) == SHARDS
+    assert sum(len(split.manifest.shards) for split in summary.splits.values()) == SHARDS
     return hashes(out)
 
 
@@ -138,20 +138,22 @@ def test_lock(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_part_removes_only_its_own_leftovers(source: Path, tmp_path: Path) -> None:
     write(source, tmp_path, "1/9")
     (tmp_path / "test").mkdir()
-    own = [tmp_path / "train" / name for name in (".shard-000002-ab.tmp.tar", ".shard-000002.index-ab.tmp.json")]
+    own = [
+        tmp_path / "train" / name
+        for name in (".shard-000002-abcdabcd.tmp.tar", ".shard-000002.index-abcdabcd.tmp.json")
+    ]
     others = [
-        tmp_path / "train" / ".shard-000003-ab.tmp.tar",
-        tmp_path / "train" / ".shard-0000020-ab.tmp.tar",
-        tmp_path / "test" / ".shard-000000.index-ab.tmp.json",
-        tmp_path / ".plan-ab.tmp.json",
-        tmp_path / ".parts-ab.tmp.json",
-        tmp_path / "test" / ".manifest-ab.tmp.json",
+        tmp_path / "train" / ".shard-000003-abcdabcd.tmp.tar",
+        tmp_path / "train" / ".shard-0000020-abcdabcd.tmp.tar",
+        tmp_path / "test" / ".shard-000000.index-abcdabcd.tmp.json",
+        tmp_path / ".plan-abcdabcd.tmp.json",
+        tmp_path / ".parts-abcdabcd.tmp.json",
+        tmp_path / "test" / ".manifest-abcdabcd.tmp.json",
     ]
     for path in own + others:
         path.touch()
     write(source, tmp_path, "3/9")
     assert [path.exists() for path in own + others] == [False] * len(own) + [True] * len(others)
-    others[1].unlink()  # of a shard that no plan has
     write(source, tmp_path)
     assert not [path for path in others if path.exists()]
 

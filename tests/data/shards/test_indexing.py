@@ -32,17 +32,17 @@ def test_index_of_foreign_tars(tmp_path: Path) -> None:
         load_manifest(folder)
     before = [path.read_bytes() for path in sorted(folder.glob("*.tar"))]
     summary = index_tars(folder, workers=2)
-    assert (summary.samples, summary.shards) == (8, 2)
+    assert (summary.samples, len(summary.shards)) == (8, 2)
     assert [path.read_bytes() for path in sorted(folder.glob("*.tar"))] == before
     reader = ShardReader(folder)
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
     for i, sample in enumerate(webdataset.WebDataset(tars, shardshuffle=False)):
         assert reader.read(i) == (sample["__key__"], sample["jpg"])
         assert reader.metadata(i) == json.loads(sample.get("json", b"{}"))
-    assert verify(folder, workers=1).ok
+    assert not verify(folder, workers=1).problems
     tar = folder / "part-1.tar"
     content = bytearray(tar.read_bytes())
-    located = reader.index.locate(5)
+    located = reader.locate(5)
     content[located.offset + 50] ^= 1
     tar.write_bytes(content)
     (problem,) = verify(folder, workers=1).problems
@@ -63,7 +63,7 @@ def test_capitals_are_read_as_webdataset_does(tmp_path: Path) -> None:
 
 
 def test_damaged_foreign_tars_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="written by `shard`"):
+    with pytest.raises(UserError, match="`shard` wrote these"):
         index_tars(folder)
     theirs = tmp_path / "theirs"
     foreign_tars(theirs, shards=1)

@@ -30,7 +30,7 @@ def test_rerun_replaces_what_is_missing_or_cut(source: Path, folder: Path) -> No
     (folder / "shard-000002.tar").write_bytes(b"cut")
     (folder / "shard-000003.index.json").write_text("{}")
     (folder / "manifest.json").unlink()
-    (folder / ".shard-000003-abc.tmp.tar").write_bytes(b"left by a kill")
+    (folder / ".shard-000003-abcdabcd.tmp.tar").write_bytes(b"left by a kill")
     with pytest.raises(UserError, match="has not finished"):
         load_manifest(folder)
     summary = write_shards(source, out, split="0.2", samples_per_shard=5, workers=2)

@@ -14,8 +14,8 @@ from pipeline.data.shards.verifying import verify
 
 def test_verify_accepts_whole_shards(folder: Path) -> None:
     report = verify(folder, workers=2)
-    assert report.ok and (report.shards, report.samples) == (4, 18)
-    assert json.loads(json.dumps(report.as_dict()))["ok"] is True
+    assert not report.problems
+    assert json.loads(json.dumps(report.as_dict())).items() >= {"ok": True, "shards": 4, "samples": 18}.items()
 
 
 def test_verify_finds_cuts(folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_verify_finds_every_flipped_byte(folder: Path) -> None:
             (problem,) = verify(folder, workers=1).problems
             assert (problem.shard, problem.key) == (tar.name, name.split(".")[0]), f"{name}, byte {place}"
     tar.write_bytes(whole[:-1] + b"x")
-    assert not verify(folder, workers=1).ok
+    assert verify(folder, workers=1).problems
 
 
 def test_verify_finds_missing_and_extra_files(folder: Path) -> None:
