@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
-import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -23,17 +22,6 @@ from pipeline.data.shards.tar import BLOCK
 
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
-# One row per sample and column in the index; an image without a `.json` has metadata offset -1.
-COLUMNS = {
-    "offset": np.int64,
-    "length": np.int64,
-    "crc32": np.uint32,
-    "meta_offset": np.int64,
-    "meta_length": np.int64,
-    "meta_crc32": np.uint32,
-    "width": np.int32,
-    "height": np.int32,
-}
 MAX_JSON_BYTES = 2**28
 """A larger manifest or index is not read: those of a million shards, or of a million samples, are smaller."""
 
@@ -140,7 +128,7 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Where one sample is. Offsets are those of the bytes themselves, behind the tar header."""
+    """Where one sample is; without a `.json`, `meta_offset` is -1. An index has a column of each number."""
 
     key: str
     shard: str
@@ -164,6 +152,10 @@ class Sample(NamedTuple):
         image = Member(self.image_name, self.offset, self.length, self.crc32)
         metadata = Member(f"{self.key}.json", self.meta_offset, self.meta_length, self.meta_crc32)
         return [image, metadata] if self.meta_offset >= 0 else [image]
+
+
+COLUMNS = Sample._fields[3:]
+"""Those of an index that are numbers."""
 
 
 @dataclass(frozen=True, config=CHECKED)
