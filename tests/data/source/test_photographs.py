@@ -12,7 +12,6 @@ from PIL import Image
 from pipeline.common.errors import UserError
 from pipeline.data.source.photographs import open_source
 
-FACES = Path(__file__).resolve().parents[4] / "shared" / "faces"
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
 
 
@@ -235,15 +234,3 @@ def test_bad_sources(celeba: Path, tmp_path: Path) -> None:
     archive.write_bytes(damaged)
     with pytest.raises(OSError, match="CRC-32"):
         open_source(archive).read(NAMES[0])
-
-
-def test_real_faces() -> None:
-    if not FACES.is_dir():
-        pytest.skip(f"no real faces: {FACES} is absent")
-    source = open_source(FACES)
-    assert len(source.records) == 15_000
-    first = source.records[0]
-    assert (first.key, first.name, first.partition) == ("000001", "000001.jpg", 0)
-    assert first.attributes == {"Male": 1, "Young": -1}
-    assert first.landmarks["lefteye"] == [65, 60] and len(first.landmarks) == 5
-    assert source.read(first.name)[:2] == b"\xff\xd8"
