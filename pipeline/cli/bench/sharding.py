@@ -11,8 +11,8 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
 from pipeline.common.processes import default_workers, run_tasks
 from pipeline.data.images import decode
-from pipeline.data.shards.format import read_index, shard_name
-from pipeline.data.shards.packing import Options, Task, write_shard
+from pipeline.data.shards.format import read_index
+from pipeline.data.shards.packing import Options, cut, write_shard
 from pipeline.data.source.photographs import Record, Source, open_source
 
 ROUNDS = 3
@@ -67,7 +67,9 @@ def _held(source: Source, records: Sequence[Record]) -> list[bytes]:
         try:
             held.append(source.read(record.name))
         except OSError as error:
-            raise UserError(f"{source.location}: {record.name} cannot be read: {error.strerror or error}") from None
+            raise UserError(
+                f"{source.reader.location}: {record.name} cannot be read: {error.strerror or error}"
+            ) from None
         size += len(held[-1])
         if size > HELD_BYTES:
             break
@@ -75,14 +77,15 @@ def _held(source: Source, records: Sequence[Record]) -> list[bytes]:
 
 
 def _shard(source: Source, records: list[Record], folder: Path, workers: int) -> float:
-    starts = range(0, len(records), SAMPLES)
     options = Options("0.1", SAMPLES, None, None, None)
-    tasks = [Task(folder / shard_name(start), tuple(records[start : start + SAMPLES])) for start in starts]
+    tasks = cut(folder, records, SAMPLES)
     began = time.perf_counter()
     list(run_tasks(write_shard, (source, options), tasks, workers))
     seconds = time.perf_counter() - began
     for rejected in (each for task in tasks for each in read_index(task.path).rejected):
-        raise UserError(f"{source.location}: {rejected.file}: {rejected.reason}; take a source without unusable images")
+        raise UserError(
+            f"{source.reader.location}: {rejected.file}: {rejected.reason}; take a source without unusable images"
+        )
     return len(records) / seconds
 
 

@@ -273,11 +273,6 @@ def _why_no_manifest(folder: Path) -> str:
     return f"{folder}: no {MANIFEST}, so no shards; write them with `shard SOURCE OUT`"
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard-{number:06d}.tar"
-
-
 def index_path(shard: Path) -> Path:
     """Where the index of a shard is: `shard-000000.tar` -> `shard-000000.index.json`."""
     return shard.with_suffix(".index.json")

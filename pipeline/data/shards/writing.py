@@ -24,9 +24,9 @@ from pipeline.data.shards.array_jobs import (
     remove_leftovers,
     settle_plan,
 )
-from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index, shard_name
-from pipeline.data.shards.packing import Options, Task, gather, reject_at_most, write_manifest, write_shard
-from pipeline.data.source.photographs import Record, open_source
+from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index
+from pipeline.data.shards.packing import Options, Task, cut, gather, reject_at_most, write_manifest, write_shard
+from pipeline.data.source.photographs import open_source
 from pipeline.data.source.splits import split_records
 
 
@@ -47,12 +47,10 @@ class Summary:
 
     @property
     def samples(self) -> int:
-        """Samples in all splits."""
         return sum(split.manifest.samples for split in self.splits.values())
 
     @property
     def rejected(self) -> tuple[Rejected, ...]:
-        """Rejected inputs of all splits."""
         return tuple(rejected for split in self.splits.values() for rejected in split.manifest.rejected)
 
     @property
@@ -104,10 +102,15 @@ def write_shards(
         UserError: the source, the options or the disk, more than `max_rejected`, or shards missing for `finish`.
     """
     assert not (part and finish), "a part is not the last step"
-    options = _options(split, samples_per_shard, image_size, crop, quality)
+    for name, value in (("crop", crop), ("quality", quality)):
+        if value is not None and image_size is None:
+            raise UserError(
+                f"{name}: {value} without an image size, and so without re-encoding; set the image size too"
+            )
+    options = Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
     opened = open_source(source)
     splits = split_records(opened.records, split)
-    tasks = {name: _tasks(out / name, records, samples_per_shard) for name, records in splits.items()}
+    tasks = {name: cut(out / name, records, samples_per_shard) for name, records in splits.items()}
     own = part.share(tasks) if part else tasks
     with os_errors_named(out):
         if finish and not (out / PLAN).exists():
@@ -130,24 +133,6 @@ def write_shards(
             if not part:
                 _write_manifests(out, summary)
             return summary
-
-
-def _options(
-    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int | None
-) -> Options:
-    if crop is not None and image_size is None:
-        raise UserError(f"crop: {crop} without an image size; set the image size too")
-    if quality is not None and image_size is None:
-        raise UserError(f"quality: {quality} without an image size, and so without re-encoding; set the image size too")
-    return Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
-
-
-def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
-    starts = range(0, len(records), samples_per_shard)
-    return [
-        Task(folder / shard_name(number), tuple(records[start : start + samples_per_shard]))
-        for number, start in enumerate(starts)
-    ]
 
 
 def _unfinished(tasks: list[Task], max_rejected: int | None) -> list[Task]:

@@ -54,30 +54,25 @@ class Record:
         return {name: [x, y] for name, x, y in zip(self.landmark_names, values, values, strict=True)}
 
 
+@dataclass(frozen=True)
 class Source:
     """The images of a folder or a zip. Picklable; files are opened in the process that reads them."""
 
-    def __init__(self, reader: FileReader, files: dict[str, File], records: list[Record], fingerprint: str) -> None:
-        self.location = reader.location
-        self.records = records
-        self.fingerprint = fingerprint
-        self._files = files
-        self._reader = reader
+    reader: FileReader
+    files: dict[str, File]
+    records: list[Record]
+    fingerprint: str
 
     def read(self, name: str) -> bytes:
-        """The bytes of one image, by its record's name.
-
-        Raises:
-            OSError: it cannot be read, or is damaged inside the zip.
-        """
-        return self._reader.read(self._files[name])
+        """The bytes of one image, by its record's name. Raises OSError as `FileReader.read`."""
+        return self.reader.read(self.files[name])
 
 
 def open_source(path: Path) -> Source:
     """List the images of `path` and read the annotations near it; no image is opened.
 
     Args:
-        path: a zip, a folder that contains `img_align_celeba.zip` or `img_align_celeba/`, or any folder of images.
+        path: a zip, a folder with `img_align_celeba.zip` or `img_align_celeba/` in it, or any folder of images.
 
     Raises:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
@@ -93,12 +88,10 @@ def open_source(path: Path) -> Source:
     prefix = os.path.commonpath(parents) if "" not in parents else ""
     by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
     tables, contents = _read_annotations(path, reader, prefix, inside)
-    digest = hashlib.sha256()
-    for name, file in sorted(by_name.items()):
-        digest.update(f"{name}\0{file.size}\0{file.crc32}\n".encode("utf-8", "surrogateescape"))
-    for stem in sorted(contents):
-        digest.update(f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n".encode())
-    return Source(reader, by_name, _records(by_name, tables), digest.hexdigest())
+    lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
+    lines += [f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n" for stem in sorted(contents)]
+    fingerprint = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return Source(reader, by_name, _records(by_name, tables), fingerprint)
 
 
 def _locate(path: Path) -> Path:

@@ -47,15 +47,11 @@ def _fraction(split: str, images: int) -> int:
 def _official(records: list[Record]) -> dict[str, list[Record]]:
     unlisted = [record.name for record in records if record.partition is None]
     if len(unlisted) == len(records):
-        raise UserError(
-            "split: official needs list_eval_partition.txt (or .csv) beside the images; set paper or a fraction"
-        )
+        raise UserError("split: official needs list_eval_partition.txt or .csv beside the images; or set a fraction")
     if unlisted:
         raise UserError(f"split: official, but the partition file lacks {len(unlisted)} images, {unlisted[0]} first")
     splits = {name: [each for each in records if each.partition == n] for n, name in enumerate(PARTITIONS)}
     for name in ("train", "test"):
         if not splits[name]:
-            raise UserError(
-                f"split: official, but the partition file puts no image into {name}; set paper or a fraction"
-            )
+            raise UserError(f"split: official, but the partition file puts no image into {name}; set a fraction")
     return {name: records for name, records in splits.items() if records}
