@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from pipeline.data import images
     ],
 )
 def test_every_kind_becomes_rgb(form: str, mode: str) -> None:
-    options = {"quality": 100, "subsampling": 0} if form == "JPEG" and mode == "RGB" else {}
+    options: dict[str, Any] = {"quality": 100, "subsampling": 0} if form == "JPEG" and mode == "RGB" else {}
     data = jpeg(0, mode=mode, form=form, **options)
     image = images.decode(data, "x")
     assert image.shape == (3, 48, 40) and image.dtype == torch.uint8

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import COUNT, hashes, jpeg
+from making import COUNT, hashes, jpegs
 from running import latentfuse
 
 from pipeline.common.errors import UserError
@@ -24,8 +24,8 @@ SHARDS = 9
 
 
 def write(source: Path, out: Path, part: str | None = None, **options: Any) -> Summary:
-    options = {"split": "official", "samples_per_shard": 3, "workers": 1} | options
-    return write_shards(source, out, part=Part.parse(part) if part else None, **options)
+    usual: dict[str, Any] = {"split": "official", "samples_per_shard": 3, "workers": 1}
+    return write_shards(source, out, part=Part.parse(part) if part else None, **usual | options)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +179,9 @@ def test_file_system_without_links(
 
 def test_command(tmp_path: Path) -> None:
     """Also: how many images are rejected counts for a part alone, and in the end for all."""
-    root, out = tmp_path / "photos", tmp_path / "out"
-    root.mkdir()
-    for number in range(12):
-        (root / f"{number:02d}.jpg").write_bytes(b"no picture" if number in (1, 3, 4) else jpeg(number))
+    root, out = jpegs(tmp_path / "photos", 12), tmp_path / "out"
+    for number in (1, 3, 4):
+        (root / f"{number:03d}.jpg").write_bytes(b"no picture")
     command = ["shard", root, out, "--split", 0.25, "--samples-per-shard", 3, "--workers", 1, "--max-rejected"]
     latentfuse(*command, 1, "--part", "2/2").assert_one_line("2 images rejected, 1 allowed")
     done = latentfuse(*command, 2, "--part", "2/2").out.splitlines()

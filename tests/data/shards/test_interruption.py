@@ -18,9 +18,9 @@ from pipeline.data.source.photographs import Source
 
 def test_rerun_touches_nothing(source: Path, folder: Path) -> None:
     out = folder.parent
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*") if path.is_file()}
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*.*")}
     summary = write_shards(source, out, split="0.2", samples_per_shard=5, workers=2)
-    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*") if path.is_file()}
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*.*")}
     assert before == after and summary.written == 0 and summary.samples == COUNT
 
 

@@ -126,7 +126,7 @@ def test_the_bytes_are_those_of_earlier_versions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"crop": 100}, {"quality": 50}], ids=str)
-def test_options_that_need_an_image_size(source: Path, tmp_path: Path, options: dict[str, int]) -> None:
+def test_options_that_need_an_image_size(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(options))}: .* without an image size"):
         write_shards(source, tmp_path / "out", split="0.2", **options)
 

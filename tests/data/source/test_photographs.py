@@ -5,9 +5,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from making import jpeg
 
 from pipeline.common.errors import UserError
 from pipeline.data.source.photographs import open_source
@@ -15,16 +14,14 @@ from pipeline.data.source.photographs import open_source
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (24, 30)) -> Path:
+def picture(path: Path, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
+    path.write_bytes(jpeg(seed))
 
 
 def annotate(folder: Path, names: list[str], form: str = "txt") -> None:
     """The three files, as CelebA has them or, as `csv`, the copy on Kaggle."""
-    tables = {
+    tables: dict[str, tuple[list[str], list[tuple[int, ...]]]] = {
         "list_attr_celeba": (["Male", "Young"], [(1 if i % 2 else -1, 1) for i in range(len(names))]),
         "list_landmarks_align_celeba": (
             ["lefteye_x", "lefteye_y", "nose_x", "nose_y"],
