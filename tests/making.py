@@ -10,7 +10,6 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 COUNT = 23
 
 
