@@ -3,7 +3,6 @@
 import re
 import tarfile
 import zlib
-from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,8 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
-from pipeline.common.processes import run_tasks
-from pipeline.common.progress import progress
+from pipeline.common.processes import run_all
 from pipeline.data.image_check import check, silent
 from pipeline.data.shards.format import (
     MANIFEST,
@@ -56,9 +54,7 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
     if (folder.parent / PLAN).exists():
         raise UserError(f"{folder}: `shard` has not finished these; run it again, it continues")
     with os_errors_named(folder):
-        with closing(run_tasks(_index_tar, None, tars, workers)) as indexed:
-            for _ in progress(indexed, "tars", len(tars)):
-                pass
+        run_all(_index_tar, None, tars, workers, "tars")
         manifest = gather(tars, kind="indexed", split=None, fingerprint=None, options={})
         reject_at_most(manifest.rejected, max_rejected)
         if not manifest.samples:

@@ -6,13 +6,11 @@ header is damaged, and JPEG decoders miss most flipped bits. Hence counts, heade
 
 import hashlib
 import zlib
-from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
-from pipeline.common.processes import run_tasks
-from pipeline.common.progress import progress
+from pipeline.common.processes import run_all
 from pipeline.data.image_check import check, silent
 from pipeline.data.shards.format import (
     Index,
@@ -66,9 +64,8 @@ def verify(folder: Path, workers: int | None = None) -> Report:
         for path in folder.glob("[!.]*.tar")
         if path.name not in listed
     ]
-    with closing(run_tasks(_check_shard, (folder, manifest), manifest.shards, workers)) as checked:
-        for found in progress(checked, "shards", len(manifest.shards)):
-            problems += found
+    for found in run_all(_check_shard, (folder, manifest), manifest.shards, workers, "shards"):
+        problems += found
     return Report(manifest, sorted(problems, key=lambda problem: problem.shard))
 
 

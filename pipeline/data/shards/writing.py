@@ -5,15 +5,13 @@ after any interruption, and for any number of parts. Order on disk: plan.json, t
 manifest.json of each split.
 """
 
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
-from pipeline.common.processes import run_tasks
-from pipeline.common.progress import progress
+from pipeline.common.processes import run_all
 from pipeline.data.shards.array_jobs import (
     Part,
     forget_parts,
@@ -26,7 +24,7 @@ from pipeline.data.shards.array_jobs import (
 )
 from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index
 from pipeline.data.shards.packing import Options, Task, cut, gather, reject_at_most, write_manifest, write_shard
-from pipeline.data.source.photographs import open_source
+from pipeline.data.source.photographs import Source, open_source
 from pipeline.data.source.splits import split_records
 
 
@@ -104,9 +102,7 @@ def write_shards(
     assert not (part and finish), "a part is not the last step"
     for name, value in (("crop", crop), ("quality", quality)):
         if value is not None and image_size is None:
-            raise UserError(
-                f"{name}: {value} without an image size, and so without re-encoding; set the image size too"
-            )
+            raise UserError(f"{name}: {value} without an image size, so nothing is re-encoded; set the image size too")
     options = Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
     opened = open_source(source)
     splits = split_records(opened.records, split)
@@ -124,11 +120,8 @@ def write_shards(
             remove_leftovers(out, own, only_shards=part is not None)
             if part and unfinished:
                 note_parts(out, part)
-            with closing(run_tasks(write_shard, (opened, options), unfinished, workers)) as finished:
-                for _ in progress(finished, "shards", len(unfinished)):
-                    pass
-            described = {"fingerprint": opened.fingerprint, "options": asdict(options)}
-            summary = Summary(_splits(out, own, unfinished, described), part)
+            run_all(write_shard, (opened, options), unfinished, workers, "shards")
+            summary = Summary(_splits(out, own, {task.path for task in unfinished}, opened, options), part)
             reject_at_most(summary.rejected, max_rejected)
             if not part:
                 _write_manifests(out, summary)
@@ -158,13 +151,12 @@ def _rejections(path: Path) -> int | None:
 
 
 def _splits(
-    out: Path, tasks: dict[str, list[Task]], unfinished: list[Task], described: dict[str, Any]
+    out: Path, tasks: dict[str, list[Task]], new: set[Path], source: Source, options: Options
 ) -> dict[str, Written]:
-    new = {task.path for task in unfinished}
     splits = {}
     for name, shards in tasks.items():
         paths = [task.path for task in shards]
-        manifest = gather(paths, kind="written", split=name, **described)
+        manifest = gather(paths, kind="written", split=name, fingerprint=source.fingerprint, options=asdict(options))
         splits[name] = Written(out / name, manifest, len(new.intersection(paths)))
     return splits
 

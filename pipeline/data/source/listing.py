@@ -78,7 +78,7 @@ class FileReader:
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
 
-    def list(self, wanted: Callable[[str], bool]) -> list[File]:
+    def files(self, wanted: Callable[[str], bool]) -> list[File]:
         """The images of a folder, or the files of a zip whose path is `wanted`.
 
         Raises:

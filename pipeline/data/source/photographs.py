@@ -78,7 +78,7 @@ def open_source(path: Path) -> Source:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
     """
     reader = FileReader(_locate(path))
-    listed = reader.list(lambda name: is_image(name) or _is_annotation(name))
+    listed = reader.files(lambda name: is_image(name) or _is_annotation(name))
     files = [file for file in listed if is_image(file.path)]
     inside = {Path(file.path).name: file for file in reversed(listed) if _is_annotation(file.path)}
     if not files:
