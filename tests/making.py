@@ -10,8 +10,6 @@ import numpy as np
 import webdataset
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-FACES = REPOSITORY.parent / "shared" / "faces"
 COUNT = 23
 
 
@@ -22,6 +20,14 @@ def jpeg(
     stream = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode).save(stream, form, **options)
     return stream.getvalue()
+
+
+def jpegs(folder: Path, count: int) -> Path:
+    """A folder filled with 000.jpg, 001.jpg, ..."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        (folder / f"{number:03d}.jpg").write_bytes(jpeg(number))
+    return folder
 
 
 def hashes(out: Path) -> dict[str, str]:

@@ -37,7 +37,8 @@ def shard(
     split: Annotated[str, typer.Option(help="paper (last 2,599 are test), official, or the test fraction.")] = "paper",
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     image_size: Annotated[
-        int | None, typer.Option(min=16, help="Crop, resize to this side and re-encode; default: bytes as they are.")
+        int | None,
+        typer.Option(min=16, max=65500, help="Crop, resize to this side, re-encode; default: no change."),
     ] = None,
     crop: Annotated[int | None, typer.Option(min=16, help="Centre crop before resizing; default: the largest.")] = None,
     quality: Annotated[
@@ -65,7 +66,8 @@ def shard(
                 what = out if name == "out" else f"--{name.replace('_', '-')}"
                 raise UserError(f"--index-only {source}: decodes tars and indexes them as they are; leave out {what}")
         indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
-        print(json.dumps(indexed.as_dict(), indent=2) if as_json else f"{indexed.samples} images indexed in {source}")
+        told = json.dumps({"folder": str(source)} | indexed.summary(), indent=2)
+        print(told if as_json else f"{indexed.samples} images indexed in {source}")
         return
     if out is None:
         raise UserError("shard: name the folder to write to: latentfuse shard SOURCE OUT")
@@ -82,8 +84,8 @@ def shard(
         print(json.dumps(summary.as_dict(), indent=2))
         return
     which = f"part {part} of " if part else ""
-    for name, made in summary.splits.items():
-        print(f"{which}{name}: {made.samples} images in {made.shards} shards ({made.written} new) in {made.folder}")
+    for name, (folder, manifest, new) in summary.splits.items():
+        print(f"{which}{name}: {manifest.samples} images in {len(manifest.shards)} shards ({new} new) in {folder}")
     for rejected in summary.rejected:
         print(f"rejected {rejected.file}: {rejected.reason}")
 
@@ -98,21 +100,21 @@ def verify(
         from pipeline.data.shards.verifying import verify as check
 
     reports = {str(folder): check(folder, workers=workers) for folder in shards}
-    if as_json:
-        print(json.dumps({folder: report.as_dict() for folder, report in reports.items()}, indent=2))
-    for folder, report in reports.items():
-        for problem in report.problems:
+    for folder, (manifest, problems) in reports.items():
+        for problem in problems:
             print(f"{folder}: {problem}", file=sys.stderr)
         if not as_json:
-            print(f"{folder}: {report.samples} images, {'damaged' if report.problems else 'intact'}")
-    damaged = [folder for folder, report in reports.items() if report.problems]
+            print(f"{folder}: {manifest.samples} images, {'damaged' if problems else 'intact'}")
+    if as_json:
+        print(json.dumps({folder: {"folder": folder} | each.as_dict() for folder, each in reports.items()}, indent=2))
+    damaged = {folder: report.manifest.kind for folder, report in reports.items() if report.problems}
     if damaged:
-        kinds = {report.kind for report in reports.values() if report.problems}
         advice = {
             "written": "delete the shards named and run `shard` again (of a copy: run `stage` again)",
             "indexed": "get tars that others wrote from where they came, then run `shard --index-only` again",
         }
-        raise UserError(f"damaged: {', '.join(damaged)}; {'; '.join(advice[kind] for kind in sorted(kinds))}")
+        what = "; ".join(advice[kind] for kind in sorted(set(damaged.values())))
+        raise UserError(f"damaged: {', '.join(damaged)}; {what}")
 
 
 def stage(

@@ -14,13 +14,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar, cast
 
 from pipeline.common.errors import UserError
+from pipeline.common.progress import progress
 
 Shared = TypeVar("Shared")
 Task = TypeVar("Task")
@@ -105,6 +106,14 @@ def run_tasks(
             stop(pool.values())
             for connection in pool:
                 connection.close()
+
+
+def run_all(
+    function: Callable[[Shared, Task], Result], shared: Shared, tasks: Sequence[Task], workers: int | None, name: str
+) -> list[Result]:
+    """The results of `run_tasks`, as they finish, with progress shown; `name` is what the tasks are called."""
+    with closing(run_tasks(function, shared, tasks, workers)) as results:
+        return list(progress(results, name, len(tasks)))
 
 
 def _started(function: Callable[..., Any], shared: Any, tasks: Sequence[Any]) -> tuple[Connection, BaseProcess]:

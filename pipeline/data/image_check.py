@@ -27,11 +27,7 @@ class EncodedImage(NamedTuple):
 
 
 def check(data: bytes, name: str) -> EncodedImage:
-    """Decode the whole of `data` once, as training will, and return it untouched, described.
-
-    Raises:
-        UserError: `name` and why it cannot be used: as `pipeline.data.images.decode`.
-    """
+    """Decode the whole of `data` once, as training will, and return it untouched. Raises UserError as `decode`."""
     height, width = images.decode(data, name).shape[1:]
     return EncodedImage(data, EXTENSIONS[data[:2]], width, height)
 

@@ -41,7 +41,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MA
 
 @dataclass(frozen=True)
 class Crop:
-    """From displayed pixels of the original to pixels of the crop: shift by (left, top), then scale."""
+    """From pixels of the original, as displayed, to those of the crop: shift by (left, top), then scale."""
 
     left: int
     top: int
@@ -49,10 +49,8 @@ class Crop:
 
     def point(self, x: float, y: float) -> list[float]:
         """Pixel coordinates (centres at whole numbers) in the crop, to a hundredth of a pixel."""
-        return [
-            round((x - self.left + 0.5) * self.scale - 0.5, 2),
-            round((y - self.top + 0.5) * self.scale - 0.5, 2),
-        ]
+        offsets = (x - self.left, y - self.top)
+        return [round((offset + 0.5) * self.scale - 0.5, 2) for offset in offsets]
 
 
 def open_picture(data: bytes, name: object) -> Image.Image:
@@ -62,11 +60,11 @@ def open_picture(data: bytes, name: object) -> Image.Image:
         UserError: it is no JPEG, PNG or WebP, too small or too large, or has more than 8 bits per channel.
     """
     if not data:
-        raise UserError(f"{name}: not a readable image: the file is empty")
+        raise _unreadable(name, "the file is empty")
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise UserError(f"{name}: not a readable image: neither JPEG, PNG nor WebP, or its header is damaged") from None
+        raise _unreadable(name, "neither JPEG, PNG nor WebP, or its header is damaged") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more than {MAX_PIXELS:,} pixels; make it smaller") from None
     except Exception as error:  # Pillow raises all kinds of errors on damaged input
@@ -79,9 +77,6 @@ def decode(data: bytes, name: object) -> Tensor:
     """RGB (3, H, W) uint8 of an encoded photograph; its EXIF orientation is applied.
 
     JPEG by torchvision, twice as fast as Pillow, which gives the same pixels and decodes the other formats.
-
-    Args:
-        name: what messages call it; turned into text only then.
 
     Raises:
         UserError: as `open_picture`, or it does not decode completely.
@@ -100,11 +95,7 @@ def decode(data: bytes, name: object) -> Tensor:
 
 
 def read(path: Path) -> Tensor:
-    """RGB (3, H, W) uint8 of a photograph in a file, by Pillow alone: as `decode`, without loading torchvision.
-
-    Raises:
-        UserError: if it is not there or does not decode.
-    """
+    """As `decode`, of a file, and by Pillow alone: without loading torchvision."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -127,16 +118,16 @@ def from_pillow(picture: Image.Image, name: object = "picture") -> Tensor:
     return torch.from_numpy(rgb).permute(2, 0, 1)
 
 
-def fit(image: Tensor, size: int, crop: int | None = None, out: Tensor | None = None) -> Tensor:
+def fit(image: Tensor, size: int, crop: int | None = None) -> Tensor:
     """Centre-crop a square of `crop` pixels (None: the largest), then resize with antialiasing.
 
-    (3, H, W) uint8 -> (3, size, size) uint8, written to `out` if given.
+    (3, H, W) uint8 -> (3, size, size) uint8.
     """
     top, left, side = centre(image, crop)
     square = image[:, top : top + side, left : left + side]
     if side != size:
         square = functional.interpolate(square[None], size=(size, size), mode="bilinear", antialias=True)[0]
-    return square.contiguous() if out is None else out.copy_(square)
+    return square.contiguous()
 
 
 def centre(image: Tensor, crop: int | None) -> tuple[int, int, int]:
@@ -171,7 +162,7 @@ def _check(picture: Image.Image, name: object) -> None:
         raise UserError(f"{name}: mode {picture.mode} has more than 8 bits per channel; convert it to 8-bit RGB")
 
 
-def _unreadable(name: object, error: Exception) -> UserError:
+def _unreadable(name: object, error: Exception | str) -> UserError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{name}: not a readable image: {reason[:200]}")
 

@@ -171,7 +171,7 @@ def test_an_image_that_cannot_be_read(trained: Trained, tmp_path: Path, split: s
     """Refused before the first step; where some are allowed all goes through, but nothing is measured on others."""
     shards = shutil.copytree(trained.shards, tmp_path / "shards")
     reader = ShardReader(shards / split)
-    sample = reader.index.locate(1)
+    sample = reader.locate(1)
     tar = shards / split / sample.shard
     whole = tar.read_bytes()
     tar.write_bytes(whole[: sample.offset + 100] + bytes(8) + whole[sample.offset + 108 :])

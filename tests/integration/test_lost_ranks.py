@@ -124,7 +124,7 @@ def test_a_rank_that_cannot_go_on_stops_all_in_order(trained: Trained, tmp_path:
     shards = tmp_path / "shards"
     shutil.copytree(trained.shards, shards)
     started = begin(tmp_path, shards, 2)
-    sample = ShardReader(shards / "train").index.locate(4)
+    sample = ShardReader(shards / "train").locate(4)
     with (shards / "train" / sample.shard).open("r+b") as tar:
         tar.seek(sample.offset + sample.length // 2)
         tar.write(bytes(8))

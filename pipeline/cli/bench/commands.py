@@ -47,7 +47,7 @@ def loader(
         from pipeline.cli.bench import loading
 
     report = loading.measure(shards, resolved.data, images)
-    print(json.dumps(report.as_dict(), indent=2) if as_json else loading.as_text(report))
+    print(json.dumps(report, indent=2) if as_json else loading.as_text(report))
 
 
 def shard(
@@ -64,4 +64,4 @@ def shard(
         from pipeline.cli.bench import sharding
 
     report = sharding.measure(source, images, workers, folder)
-    print(json.dumps(report.as_dict(), indent=2) if as_json else sharding.as_text(report))
+    print(json.dumps(report, indent=2) if as_json else sharding.as_text(report))

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from copy import copy
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +26,11 @@ MICRO_BATCH, GLOBAL_BATCH = 16, 128
 ROUNDS = 5
 
 
-@dataclass(frozen=True)
-class Report:
-    """Images per second: the best of rounds that take turns. `decoder` is one process on bytes in memory."""
+def measure(folder: Path, config: DataConfig, count: int) -> dict[str, Any]:
+    """Images per second of reading `count` images of a split in several ways: the best of rounds that take turns.
 
-    image_size: int
-    workers: int
-    images: int
-    decoder: float
-    loader: float
-    """With `workers` processes."""
-    loader_0: float
-    """In the training process alone."""
-    loader_1: float
-    """With one process beside the training process."""
-    webdataset: float
-
-    @property
-    def of_decoder(self) -> float:
-        """The loader's rate per process, as a share of the decoder's."""
-        return self.loader / (self.decoder * max(1, self.workers))
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {
-            "of_decoder": self.of_decoder,
-            "of_decoder_0": self.loader_0 / self.decoder,
-            "of_decoder_1": self.loader_1 / self.decoder,
-            "over_webdataset": self.loader / self.webdataset,
-        }
-
-
-def measure(folder: Path, config: DataConfig, count: int) -> Report:
-    """Read `count` images of a split in each of the rounds, each way.
+    `decoder` is one process on bytes in memory; `loader_0` is the training process alone, `loader_1` with one beside
+    it, `loader` with `data.workers`. What starts with `of_` is a share of the decoder's rate, per process.
 
     Raises:
         UserError: there are no shards, or an image cannot be read.
@@ -78,35 +49,37 @@ def measure(folder: Path, config: DataConfig, count: int) -> Report:
         "webdataset": lambda: _webdataset(folder, faces, images),
     }
     best = dict.fromkeys(ways, 0.0)
-    with _one_thread():  # as in the loader's workers
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the loader's workers
+    try:
         for _ in range(ROUNDS):
             for name, way in ways.items():
                 best[name] = max(best[name], way())
-    return Report(config.image_size, config.workers, images, **best)
-
-
-def as_text(report: Report) -> str:
-    """A table for people."""
-    decoder = report.decoder
-    rows = (
-        ("decode_jpeg + resize, one process, bytes in memory", decoder, ""),
-        ("loader, in the training process", report.loader_0, f"{report.loader_0 / decoder:.0%} of that"),
-        ("loader, 1 worker", report.loader_1, f"{report.loader_1 / decoder:.0%} of that"),
-        (f"loader, data.workers={report.workers}", report.loader, f"{report.of_decoder:.0%} of that per process"),
-        ("plain webdataset with Pillow", report.webdataset, f"loader: {report.loader / report.webdataset:.2f}x"),
-    )
-    head = f"{report.image_size} px, {report.images} images a round; images/s, the best of {ROUNDS} rounds:"
-    return "\n".join((head, *(f"{what:<52}{rate:>9.0f}   {ratio}".rstrip() for what, rate, ratio in rows)))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
     finally:
         torch.set_num_threads(threads)
+    return {
+        "image_size": config.image_size,
+        "workers": config.workers,
+        "images": images,
+        **best,
+        "of_decoder": best["loader"] / (best["decoder"] * max(1, config.workers)),
+        "of_decoder_0": best["loader_0"] / best["decoder"],
+        "of_decoder_1": best["loader_1"] / best["decoder"],
+        "over_webdataset": best["loader"] / best["webdataset"],
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A table for people."""
+    rows = (
+        ("decode_jpeg + resize, one process, bytes in memory", "{decoder:>9.0f}"),
+        ("loader, in the training process", "{loader_0:>9.0f}   {of_decoder_0:.0%} of that"),
+        ("loader, 1 worker", "{loader_1:>9.0f}   {of_decoder_1:.0%} of that"),
+        ("loader, data.workers={workers}", "{loader:>9.0f}   {of_decoder:.0%} of that per process"),
+        ("plain webdataset with Pillow", "{webdataset:>9.0f}   loader: {over_webdataset:.2f}x"),
+    )
+    head = f"{report['image_size']} px, {report['images']} images a round; images/s, the best of {ROUNDS} rounds:"
+    return "\n".join((head, *(f"{what.format_map(report):<52}{rate.format_map(report)}" for what, rate in rows)))
 
 
 def _decoder(faces: FaceImages, count: int) -> float:
@@ -128,7 +101,7 @@ def _loader(faces: FaceImages, count: int, workers: int) -> float:
 
 
 def _webdataset(folder: Path, faces: FaceImages, count: int) -> float:
-    tars = [str(folder / shard.file) for shard in faces.reader.index.manifest.shards]
+    tars = [str(folder / shard.file) for shard in faces.reader.manifest.shards]
     dataset = webdataset.WebDataset(tars, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False)
     with_pillow = dataset.select(_has_image).decode("pil").map(_Fit(faces.config)).repeat()
     workers = faces.config.workers
@@ -145,14 +118,14 @@ class _Fit:
     """Pillow's crop and resize of a sample; a class, so that it can be sent to workers."""
 
     def __init__(self, config: DataConfig) -> None:
-        self.config = config
+        self.crop, self.size = config.crop, config.image_size
 
     def __call__(self, sample: dict[str, Any]) -> np.ndarray:
         picture = next(sample[extension] for extension in EXTENSIONS if extension in sample).convert("RGB")
-        side = min(self.config.crop or picture.height, picture.height, picture.width)
+        side = min(self.crop or picture.height, *picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        size, box = (self.config.image_size, self.config.image_size), (left, top, left + side, top + side)
-        return np.array(picture.resize(size, Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+        box = (left, top, left + side, top + side)
+        return np.array(picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)
 
 
 def _ready(workers: int, images: int) -> int:

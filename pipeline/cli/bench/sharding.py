@@ -4,7 +4,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +11,22 @@ from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
 from pipeline.common.processes import default_workers, run_tasks
 from pipeline.data.images import decode
-from pipeline.data.shards.format import read_index, shard_name
-from pipeline.data.shards.packing import Options, Task, write_shard
+from pipeline.data.shards.format import read_index
+from pipeline.data.shards.packing import Options, cut, write_shard
 from pipeline.data.source.photographs import Record, Source, open_source
 
 ROUNDS = 3
-OPTIONS = Options("0.1", 1000, None, None, None)
+SAMPLES = 1000
+"""Per shard."""
 IMAGES_PER_TASK = 64
 HELD_BYTES = 2**30
 """The decoder's images are held in memory: the first so many bytes of them."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """Images per second: the median of rounds that take turns."""
+def measure(path: Path, count: int, workers: int | None, folder: Path | None) -> dict[str, Any]:
+    """Images per second of writing the first `count` images of a source as shards, and of decoding them from memory.
 
-    images: int
-    workers: int
-    folder: str
-    decoder: float
-    shard: float
-
-    @property
-    def of_decoder(self) -> float:
-        """Sharding, as a share of what the decoder does with as many processes."""
-        return self.shard / self.decoder
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"of_decoder": self.of_decoder}
-
-
-def measure(path: Path, count: int, workers: int | None, folder: Path | None) -> Report:
-    """Write the first `count` images of a source as shards, and decode them from memory, three times each.
+    Each is the median of rounds that take turns.
 
     Args:
         path: anything `open_source` takes; the time to open it does not count.
@@ -64,27 +46,30 @@ def measure(path: Path, count: int, workers: int | None, folder: Path | None) ->
         with os_errors_named(disk), tempfile.TemporaryDirectory(prefix="latentfuse-bench-", dir=disk) as place:
             shard.append(_shard(source, records, Path(place), workers))
         decoder.append(_decoder(held, workers))
-    return Report(len(records), workers, str(disk), statistics.median(decoder), statistics.median(shard))
+    rates = {"decoder": statistics.median(decoder), "shard": statistics.median(shard)}
+    of_decoder = rates["shard"] / rates["decoder"]
+    return {"images": len(records), "workers": workers, "folder": str(disk), **rates, "of_decoder": of_decoder}
 
 
-def as_text(report: Report) -> str:
+def as_text(report: dict[str, Any]) -> str:
     """A table for people."""
     return (
-        f"{report.images} images, {report.workers} workers, in {report.folder}; images/s:\n"
-        f"{'decoding all, bytes in memory':<40}{report.decoder:>9.0f}\n"
-        f"{'shard':<40}{report.shard:>9.0f}   {report.of_decoder:.0%} of that"
-    )
+        "{images} images, {workers} workers, in {folder}; images/s:\n"
+        "decoding all, bytes in memory           {decoder:>9.0f}\n"
+        "shard                                   {shard:>9.0f}   {of_decoder:.0%} of that"
+    ).format_map(report)
 
 
 def _held(source: Source, records: Sequence[Record]) -> list[bytes]:
-    """The first images, in memory."""
     held: list[bytes] = []
     size = 0
     for record in records:
         try:
             held.append(source.read(record.name))
         except OSError as error:
-            raise UserError(f"{source.location}: {record.name} cannot be read: {error.strerror or error}") from None
+            raise UserError(
+                f"{source.reader.location}: {record.name} cannot be read: {error.strerror or error}"
+            ) from None
         size += len(held[-1])
         if size > HELD_BYTES:
             break
@@ -92,26 +77,21 @@ def _held(source: Source, records: Sequence[Record]) -> list[bytes]:
 
 
 def _shard(source: Source, records: list[Record], folder: Path, workers: int) -> float:
-    """Images per second of writing these shards."""
-    size = OPTIONS.samples_per_shard
-    starts = range(0, len(records), size)
-    tasks = [Task(folder / shard_name(start // size), tuple(records[start : start + size])) for start in starts]
+    options = Options("0.1", SAMPLES, None, None, None)
+    tasks = cut(folder, records, SAMPLES)
     began = time.perf_counter()
-    for _ in run_tasks(write_shard, (source, OPTIONS), tasks, workers):
-        pass
+    list(run_tasks(write_shard, (source, options), tasks, workers))
     seconds = time.perf_counter() - began
-    for task in tasks:
-        for rejected in read_index(task.path).rejected:
-            raise UserError(
-                f"{source.location}: {rejected.file}: {rejected.reason}; take a source without unusable images"
-            )
+    for rejected in (each for task in tasks for each in read_index(task.path).rejected):
+        raise UserError(
+            f"{source.reader.location}: {rejected.file}: {rejected.reason}; take a source without unusable images"
+        )
     return len(records) / seconds
 
 
 def _decoder(held: list[bytes], workers: int) -> float:
-    """Images per second of decoding alone, from the first image that any process starts to the last that ends."""
-    starts = range(0, len(held), IMAGES_PER_TASK)
-    times = list(run_tasks(_decode, held, starts, workers))
+    """From the first image that any process starts to the last that ends."""
+    times = list(run_tasks(_decode, held, range(0, len(held), IMAGES_PER_TASK), workers))
     return len(held) / (max(ended for _, ended in times) - min(began for began, _ in times))
 
 

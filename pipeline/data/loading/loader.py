@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.schema import DataConfig
 from pipeline.data import images
 from pipeline.data.loading.order import Order
-from pipeline.data.loading.workers import loaded, too_little_shared_memory
+from pipeline.data.loading.workers import check_shared_memory, loaded
 from pipeline.data.shards.reader import ShardReader
 
 PREFETCH = 4
@@ -32,17 +32,16 @@ Indices = NDArray[np.int64]
 
 
 class Loaded(NamedTuple):
-    """One image, and what went wrong on the way to it."""
+    """One image (3, S, S) uint8; and the images that could not be read and that it replaces, and why."""
 
     image: Tensor
-    """(3, S, S) uint8."""
     problems: tuple[str, ...]
-    """Images that could not be read and that this one replaces, and why."""
 
 
 class Batch(NamedTuple):
+    """(m, 3, S, S) uint8, and the problems of all of them."""
+
     images: Tensor
-    """(m, 3, S, S) uint8."""
     problems: tuple[str, ...]
 
 
@@ -81,10 +80,10 @@ class FaceImages(Dataset[Loaded | UserError]):
             number = (index + len(problems)) % len(self)
             try:
                 image = images.decode(self.reader.image(number), self.reader.name(number))
-                fitted = images.fit(image, self.config.image_size, self.config.crop)
             except UserError as error:
                 problems.append(error)
             else:
+                fitted = images.fit(image, self.config.image_size, self.config.crop)
                 return Loaded(fitted, tuple(map(str, problems)))
         return problems[0]
 
@@ -100,7 +99,7 @@ class FaceImages(Dataset[Loaded | UserError]):
     @property
     def content_hash(self) -> str:
         """The identity of the data, which a resumed run must meet again."""
-        return self.reader.index.manifest.content_hash
+        return self.reader.manifest.content_hash
 
     def load(self, indices: Iterable[int]) -> Tensor:
         """(number of indices, 3, S, S) in [-1, 1], to be measured: no image replaces another.
@@ -108,14 +107,14 @@ class FaceImages(Dataset[Loaded | UserError]):
         Raises:
             UserError: naming shard and key, for an image that cannot be read.
         """
-        batch = or_raise(collate([self[i] for i in indices]))
+        batch = self._read(indices)
         if batch.problems:
             raise UserError(batch.problems[0])
         return images.normalise(batch.images)
 
     def load_as_trained(self, indices: Iterable[int]) -> Tensor:
         """As `load`, but as training has them: where data.max_bad_samples allows it, others replace bad images."""
-        batch = or_raise(collate([self[i] for i in indices]))
+        batch = self._read(indices)
         tolerate(batch.problems, self._left_out, self.config.max_bad_samples)
         return images.normalise(batch.images)
 
@@ -126,8 +125,8 @@ class FaceImages(Dataset[Loaded | UserError]):
     def calibration(self, order: Order, count: int) -> Tensor:
         """The first `count` images of the order, whatever the rank: (count, 3, S, S) in [-1, 1]."""
         steps = range(-(-count // order.global_batch_size))
-        indices = np.concatenate([order.indices(step) for step in steps])[:count].tolist()
-        return images.normalise(or_raise(collate([self[i] for i in indices])).images)
+        indices = np.concatenate([order.indices(step) for step in steps])[:count]
+        return images.normalise(self._read(indices.tolist()).images)
 
     def micro_batches(self, order: Order, first: int, last: int) -> Generator[list[MicroBatch], None, None]:
         """The micro-batches of this rank for each of the steps first .. last - 1. Close it, or the workers live on.
@@ -136,11 +135,8 @@ class FaceImages(Dataset[Loaded | UserError]):
             UserError: naming shard and key, for an image that cannot be read.
         """
         spans, workers = order.slices(), self.config.workers
-        image_bytes = 3 * self.config.image_size**2
-        if problem := too_little_shared_memory(
-            workers, (PREFETCH * workers + 2) * order.micro_batch_size * image_bytes
-        ):
-            raise problem
+        held = (PREFETCH * workers + 2) * order.micro_batch_size
+        check_shared_memory(workers, held * 3 * self.config.image_size**2)
         sampler = (order.indices(step)[span] for step in range(first, last) for span in spans)
         left_out: set[str] = set()
         with loaded(self, workers, PREFETCH, batch_sampler=sampler, collate_fn=_as_it_is) as batches:
@@ -151,9 +147,12 @@ class FaceImages(Dataset[Loaded | UserError]):
                 for span in spans:
                     batch = or_raise(next(batches))
                     tolerate(batch.problems, left_out, self.config.max_bad_samples)
-                    keys = tuple(map(self.reader.index.key, indices[span].tolist()))
+                    keys = tuple(map(self.reader.key, indices[span].tolist()))
                     micros.append(MicroBatch(batch.images, span, flips[span], keys))
                 yield micros
+
+    def _read(self, indices: Iterable[int]) -> Batch:
+        return or_raise(collate([self[i] for i in indices]))
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -162,12 +161,11 @@ def _as_it_is(batch: Any) -> Any:
 
 def collate(items: list[Loaded | UserError]) -> Batch | UserError:
     """One batch of images, or the first error among them."""
-    loaded: list[Loaded] = []
     for item in items:
         if isinstance(item, UserError):
             return item
-        loaded.append(item)
-    return Batch(torch.stack([each.image for each in loaded]), tuple(p for each in loaded for p in each.problems))
+    found = cast(list[Loaded], items)
+    return Batch(torch.stack([each.image for each in found]), tuple(p for each in found for p in each.problems))
 
 
 def or_raise(batch: Batch | UserError) -> Batch:

@@ -24,7 +24,7 @@ from pipeline.config.schema import DataConfig
 from pipeline.data import images
 from pipeline.data.loading.loader import Loaded, MicroBatch, collate, or_raise, tolerate
 from pipeline.data.loading.order import Order
-from pipeline.data.loading.workers import loaded, too_little_shared_memory
+from pipeline.data.loading.workers import check_shared_memory, loaded
 from pipeline.data.remote import blocks
 from pipeline.data.shards.tar import BLOCK
 
@@ -95,8 +95,7 @@ class StreamedFaces:
         # Ready, being handed over, and the two steps that training may hold.
         held = (PREFETCH + 1) * workers + 2 * len(spans)
         needed = ranks * held * order.micro_batch_size * 3 * config.image_size**2
-        if problem := too_little_shared_memory(ranks * workers, needed):
-            raise problem
+        check_shared_memory(ranks * workers, needed)
         left_out: set[str] = set()
         draws = _Draws(self, order.rank, first)
         with loaded(draws, workers, PREFETCH, batch_size=order.micro_batch_size, collate_fn=collate) as batches:

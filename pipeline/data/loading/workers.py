@@ -93,14 +93,13 @@ def _end(batches: Any, workers: set[BaseProcess]) -> None:
             signal.signal(signal.SIGCHLD, handler)
 
 
-def too_little_shared_memory(workers: int, needed: int) -> UserError | None:
-    """What to say where `workers` need more shared memory than is free; None where there is enough.
+def check_shared_memory(workers: int, needed: int) -> None:
+    """Raise a UserError where `workers` need more shared memory than is free.
 
     Without enough of it a worker loses a batch, and the training process waits for it for ever.
     """
-    if not workers or not SHARED_MEMORY.exists() or (free := shutil.disk_usage(SHARED_MEMORY).free) >= needed:
-        return None
-    return UserError(
-        f"data.workers: {workers} need {-(-needed // 2**20)} MiB in {SHARED_MEMORY}, {free // 2**20} MiB are free; "
-        "use fewer (0 need none), or start the container with more (--shm-size)"
-    )
+    if workers and SHARED_MEMORY.exists() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
+        raise UserError(
+            f"data.workers: {workers} need {-(-needed // 2**20)} MiB in {SHARED_MEMORY}, {free // 2**20} MiB are free; "
+            "use fewer (0 need none), or start the container with more (--shm-size)"
+        )

@@ -9,13 +9,13 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import fsync, os_errors_named, write_json
-from pipeline.data.shards.format import MANIFEST, PLAN, SCHEMA, parse_json, read_json
+from pipeline.data.shards.format import PLAN, SCHEMA, parse_json, read_json
 from pipeline.data.shards.packing import Options, Task
 from pipeline.data.source.photographs import Source
 
@@ -27,8 +27,7 @@ _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 _NAMED_IN_MESSAGES = 8
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Share `number` of `of`, 1 <= `number` <= `of`."""
 
     number: int
@@ -85,12 +84,8 @@ def locked(out: Path, shared: bool) -> Iterator[None]:
 def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) -> None:
     """Write the plan, or compare with the one that an earlier run or another part has written."""
     path = out / PLAN
-    plan = {
-        "schema": SCHEMA,
-        "fingerprint": source.fingerprint,
-        "images": len(source.records),
-        "options": asdict(options),
-    }
+    now = asdict(options)
+    plan = {"schema": SCHEMA, "fingerprint": source.fingerprint, "images": len(source.records), "options": now}
     if not path.exists():
         foreign = [name for name in splits if next((out / name).glob("[!.]*.tar"), None)]
         if foreign and not path.exists():  # looked at again: another part may have begun in between
@@ -98,17 +93,15 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
         _write_unless_there(path, json.dumps(plan, indent=2, sort_keys=True) + "\n")
     try:
         before = parse_json(dict[str, Any], read_json(path))
-        options_before = dict(before["options"])
+        then = dict(before["options"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; choose another folder, or delete {out}") from None
     if before == plan:
         return
     differences = [
-        f"{name}: {options_before.get(name)!s:.60} there, {value} now"
-        for name, value in asdict(options).items()
-        if options_before.get(name) != value
+        f"{name}: {then.get(name)!s:.60} there, {value} now" for name, value in now.items() if then.get(name) != value
     ]
-    if options_before.get("validate") is False:
+    if then.get("validate") is False:
         differences.append("written with --no-validate, which there is no longer")
     if before.get("fingerprint") != plan["fingerprint"]:
         differences.append(f"source: {before.get('images')!s:.60} images there, {plan['images']} now, or other files")
@@ -141,21 +134,12 @@ def _write_unless_there(path: Path, text: str) -> None:
 
 
 def remove_leftovers(out: Path, tasks: dict[str, list[Task]], *, only_shards: bool) -> None:
-    """Remove what a kill left of these shards and, unless `only_shards`, of the files beside them.
-
-    `only_shards` is for a part: what belongs to other shards, or to the plan, another part may be writing now.
-    """
+    """Remove what a kill left; `only_shards`: of these shards alone, as another part may be writing the rest now."""
     ours = {task.path for task in in_a_row(tasks)}
-    for split in tasks:
-        for path in (out / split).glob(".shard-*.tmp.*"):
-            shard = re.match(r"\.(shard-\d+)", path.name)
-            if shard and path.with_name(f"{shard[1]}.tar") in ours:
-                path.unlink(missing_ok=True)
-    if only_shards:
-        return
     for folder in (out, *(out / split for split in tasks)):
-        for name in (PLAN, PARTS, MANIFEST):
-            for path in folder.glob(f".{Path(name).stem}-*.tmp.*"):
+        for path in folder.glob(".*-????????.tmp.*"):  # as `replacing` names them
+            shard = re.match(r"\.(shard-\d+)", path.name)
+            if not only_shards or (shard and path.with_name(f"{shard[1]}.tar") in ours):
                 path.unlink(missing_ok=True)
 
 
@@ -180,13 +164,13 @@ def _noted_parts(out: Path) -> int | None:
 
 def missing(out: Path, tasks: dict[str, list[Task]], unfinished: list[Task]) -> UserError:
     """What to say when a folder is to be finished and shards are missing: which, and what writes them."""
-    places = {task.path: place for place, task in enumerate(in_a_row(tasks))}
+    numbers = {task.path: number for number, task in enumerate(in_a_row(tasks))}
     names = [str(task.path.relative_to(out)) for task in unfinished[:_NAMED_IN_MESSAGES]]
     more = ", ..." if len(unfinished) > len(names) else ""
     of = _noted_parts(out)
-    lost = sorted({places[task.path] % of + 1 for task in unfinished}) if of else []
+    lost = sorted({numbers[task.path] % of + 1 for task in unfinished}) if of else []
     parts = ", ".join(f"--part {number}/{of}" for number in lost) or "every --part i/n"
     return UserError(
-        f"{out}: {len(unfinished)} of {len(places)} shards missing ({', '.join(names)}{more}); "
+        f"{out}: {len(unfinished)} of {len(numbers)} shards missing ({', '.join(names)}{more}); "
         f"run {parts}, then --finish again"
     )

@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
-import numpy as np
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -23,17 +22,6 @@ from pipeline.data.shards.tar import BLOCK
 
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
-# One row per sample and column in the index; an image without a `.json` has metadata offset -1.
-COLUMNS = {
-    "offset": np.int64,
-    "length": np.int64,
-    "crc32": np.uint32,
-    "meta_offset": np.int64,
-    "meta_length": np.int64,
-    "meta_crc32": np.uint32,
-    "width": np.int32,
-    "height": np.int32,
-}
 MAX_JSON_BYTES = 2**28
 """A larger manifest or index is not read: those of a million shards, or of a million samples, are smaller."""
 
@@ -51,12 +39,11 @@ Key = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", max_length=512)]
 Extension = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,5}$")]
 
 
-def _as_utf8(text: Any) -> Any:
+def _as_utf8(text: Any) -> Any:  # file names may not be
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 
 Text = Annotated[str, BeforeValidator(_as_utf8)]
-"""Names of files that are not UTF-8 become so."""
 
 
 class ShardError(UserError):
@@ -99,15 +86,30 @@ class Manifest:
         return sum(shard.samples for shard in self.shards)
 
     @property
+    def bytes(self) -> int:
+        """Size of all tars."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 over the shards' names and SHA-256: the identity of the data that a training run saw."""
         lines = "".join(f"{shard.file} {shard.sha256}\n" for shard in self.shards)
         return hashlib.sha256(lines.encode()).hexdigest()
 
+    def summary(self) -> dict[str, Any]:
+        """What commands tell of it as JSON."""
+        return {
+            "kind": self.kind,
+            "samples": self.samples,
+            "shards": len(self.shards),
+            "bytes": self.bytes,
+            "content_hash": self.content_hash,
+            "rejected": [asdict(each) for each in self.rejected],
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
-        derived = {"schema": SCHEMA, "samples": self.samples, "content_hash": self.content_hash}
-        return derived | asdict(self)
+        return asdict(self) | {"schema": SCHEMA, "samples": self.samples, "content_hash": self.content_hash}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -116,8 +118,17 @@ class Manifest:
         return self
 
 
+class Member(NamedTuple):
+    """A file in a tar. The offset is that of its bytes, behind the tar header."""
+
+    name: str
+    offset: int
+    length: int
+    crc32: int
+
+
 class Sample(NamedTuple):
-    """Where one sample is. Offsets are those of the bytes themselves, behind the tar header."""
+    """Where one sample is; without a `.json`, `meta_offset` is -1. An index has a column of each number."""
 
     key: str
     shard: str
@@ -130,6 +141,21 @@ class Sample(NamedTuple):
     meta_crc32: int
     width: int
     height: int
+
+    @property
+    def image_name(self) -> str:
+        """Of the image in the tar."""
+        return f"{self.key}.{self.extension}"
+
+    def members(self) -> list[Member]:
+        """The image and, if there is one, the `.json`."""
+        image = Member(self.image_name, self.offset, self.length, self.crc32)
+        metadata = Member(f"{self.key}.json", self.meta_offset, self.meta_length, self.meta_crc32)
+        return [image, metadata] if self.meta_offset >= 0 else [image]
+
+
+COLUMNS = Sample._fields[3:]
+"""Those of an index that are numbers."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -165,9 +191,9 @@ class Index:
             raise ValueError("its columns have not as many rows as it has samples")
         if len(set(self.keys)) < self.samples:
             raise ValueError(f"key {Counter(self.keys).most_common(1)[0][0]} is in it twice")
-        members = [*zip(self.offset, self.length, strict=True), *zip(self.meta_offset, self.meta_length, strict=True)]
-        if any(start != -1 and not BLOCK <= start <= self.bytes - size for start, size in members):
-            raise ValueError("an offset lies outside of the tar")
+        for member in (member for sample in self.located() for member in sample.members()):
+            if not BLOCK <= member.offset <= self.bytes - member.length:
+                raise ValueError("an offset lies outside of the tar")
         return self
 
 
@@ -180,11 +206,7 @@ def make_index(name: str, tar: Path, samples: list[Sample], rejected: Iterable[R
 
 
 def read_json(path: Path) -> bytes:
-    """The bytes of a JSON file.
-
-    Raises:
-        OSError: it cannot be read, is no file, or is larger than `MAX_JSON_BYTES`.
-    """
+    """The bytes of a JSON file. Raises OSError, also if it is no file or larger than `MAX_JSON_BYTES`."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(0, "not a file", str(path))
@@ -225,11 +247,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Read and check the content of a `manifest.json`; `where` it comes from, for messages.
-
-    Raises:
-        UserError: it is damaged, or of another schema.
-    """
+    """As `load_manifest`, from the content; `where` it comes from, for messages."""
     try:
         derived = parse_json(dict[str, Any], content)
         if derived.get("schema") != SCHEMA:
@@ -255,11 +273,6 @@ def _why_no_manifest(folder: Path) -> str:
     return f"{folder}: no {MANIFEST}, so no shards; write them with `shard SOURCE OUT`"
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard-{number:06d}.tar"
-
-
 def index_path(shard: Path) -> Path:
     """Where the index of a shard is: `shard-000000.tar` -> `shard-000000.index.json`."""
     return shard.with_suffix(".index.json")
@@ -282,11 +295,7 @@ def read_index(shard: Path, entry: ShardEntry | None = None) -> Index:
         index = parse_json(Index, content)
         if index.shard != shard.name:
             raise ValueError(f"it is of {index.shard}")
-        if entry is not None and (index.samples, index.bytes, index.sha256) != (
-            entry.samples,
-            entry.bytes,
-            entry.sha256,
-        ):
+        if entry and (index.samples, index.bytes, index.sha256) != (entry.samples, entry.bytes, entry.sha256):
             raise ValueError("samples, bytes or SHA-256 are not those of the manifest")
     except ValueError as error:
         raise ShardError(

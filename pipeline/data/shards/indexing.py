@@ -3,19 +3,25 @@
 import re
 import tarfile
 import zlib
-from contextlib import closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
-from pipeline.common.processes import run_tasks
-from pipeline.common.progress import progress
+from pipeline.common.processes import run_all
 from pipeline.data.image_check import check, silent
-from pipeline.data.shards.format import MANIFEST, PLAN, Rejected, Sample, first_error, load_manifest, make_index
+from pipeline.data.shards.format import (
+    MANIFEST,
+    PLAN,
+    Manifest,
+    Rejected,
+    Sample,
+    first_error,
+    load_manifest,
+    make_index,
+)
 from pipeline.data.shards.packing import gather, reject_at_most, write_index, write_manifest
 from pipeline.data.source.listing import MAX_FILE_BYTES
 
@@ -24,22 +30,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
 
 
-@dataclass(frozen=True)
-class IndexSummary:
-    """What `index_tars` found."""
-
-    folder: Path
-    samples: int
-    shards: int
-    content_hash: str
-    rejected: tuple[Rejected, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"folder": str(self.folder)}
-
-
-def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 0) -> IndexSummary:
+def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 0) -> Manifest:
     """Build the index of every `*.tar` in `folder`, and a manifest, so that the folder reads as our own shards do.
 
     Every image is decoded once. A sample needs one member `.jpg`, `.jpeg`, `.png` or `.webp`; its `.json`, if any, is
@@ -59,21 +50,17 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
     if not tars:
         raise UserError(f"{folder}: no .tar files to index (compressed tars cannot be read at random: unpack them)")
     if (folder / MANIFEST).exists() and load_manifest(folder).kind == "written":
-        raise UserError(
-            f"{folder}: these shards were written by `shard` and have their index; check them with `verify`"
-        )
+        raise UserError(f"{folder}: `shard` wrote these, with their index; check them with `verify`")
     if (folder.parent / PLAN).exists():
         raise UserError(f"{folder}: `shard` has not finished these; run it again, it continues")
     with os_errors_named(folder):
-        with closing(run_tasks(_index_tar, None, tars, workers)) as indexed:
-            for _ in progress(indexed, "tars", len(tars)):
-                pass
+        run_all(_index_tar, None, tars, workers, "tars")
         manifest = gather(tars, kind="indexed", split=None, fingerprint=None, options={})
         reject_at_most(manifest.rejected, max_rejected)
         if not manifest.samples:
             raise UserError(f"{folder}: no sample with an image in {len(tars)} tars")
         write_manifest(folder, manifest)
-    return IndexSummary(folder, manifest.samples, len(tars), manifest.content_hash, manifest.rejected)
+    return manifest
 
 
 def _index_tar(_: None, path: Path) -> None:
@@ -137,19 +124,13 @@ def _sample(stream: BinaryIO, key: str, name: str, members: dict[str, tarfile.Ta
     if max(member.size, metadata.size if metadata else 0) > MAX_FILE_BYTES:
         raise UserError(f"{name}: larger than {MAX_FILE_BYTES:,} bytes")
     image = check(_read(stream, member), name)
+    described = (-1, 0, 0)
+    if metadata:
+        described = (metadata.offset_data, metadata.size, zlib.crc32(_read(stream, metadata)))
     return Sample(
-        key,
-        Path(stream.name).name,
-        images[0],
-        member.offset_data,
-        member.size,
-        zlib.crc32(image.data),
-        metadata.offset_data if metadata else -1,
-        metadata.size if metadata else 0,
-        zlib.crc32(_read(stream, metadata)) if metadata else 0,
-        image.width,
-        image.height,
-    )
+        key, Path(stream.name).name, images[0], member.offset_data, member.size, zlib.crc32(image.data),
+        *described, image.width, image.height,
+    )  # fmt: skip
 
 
 def _read(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:

@@ -43,6 +43,13 @@ class Task:
     records: tuple[Record, ...]
 
 
+def cut(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
+    """The shards that `records` make."""
+    starts = range(0, len(records), samples_per_shard)
+    parts = [tuple(records[start : start + samples_per_shard]) for start in starts]
+    return [Task(folder / f"shard-{number:06d}.tar", part) for number, part in enumerate(parts)]
+
+
 def write_shard(shared: tuple[Source, Options], task: Task) -> None:
     """Write one tar and flush it to disk, then its index: where an index is, its tar is whole."""
     path = task.path
@@ -52,7 +59,7 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> None:
         # The index of a tar that was cut must not describe the new one before that is whole.
         index_path(path).unlink(missing_ok=True)
         with replacing(path) as temporary:
-            with temporary.open("wb") as stream, silent():
+            with temporary.open("wb", buffering=2**20) as stream, silent():
                 for record in task.records:
                     try:
                         image, metadata = _encode(*shared, record)

@@ -19,33 +19,23 @@ from pipeline.data.shards.tar import BLOCK, is_header
 OPEN_SHARDS = min(128, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
 
 
-class ShardIndex:
-    """Every sample of a shards folder, in the order of the shards: about 60 bytes and the longest key for each."""
+class ShardReader:
+    """Random access to the samples of a folder, in the order of its shards. Every read is checked against its CRC32.
 
-    def __init__(self, manifest: Manifest, columns: dict[str, NDArray[Any]]) -> None:
-        self.manifest = manifest
-        self.columns = columns
-        # Few enough to be plain Python: one bisect per read.
-        self._starts: list[int] = np.cumsum([0, *(shard.samples for shard in manifest.shards)]).tolist()
+    Picklable, and safe to inherit by fork: tars are opened where they are read. One reader per thread.
+    In memory, a sample takes about 70 bytes and the longest key.
 
-    @classmethod
-    def load(cls, folder: Path) -> "ShardIndex":
-        """Read the manifest and every index.
+    Raises:
+        UserError: as `load_manifest`.
+        ShardError: an index is missing, damaged, or of other shards than the manifest.
+    """
 
-        Raises:
-            UserError: as `load_manifest`.
-            ShardError: an index is missing, damaged, or of other shards than the manifest.
-        """
-        manifest = load_manifest(folder)
-        types = COLUMNS | {"key": np.bytes_, "extension": np.bytes_}
-        parts: dict[str, list[NDArray[Any]]] = {column: [np.zeros(0, dtype)] for column, dtype in types.items()}
-        for shard in manifest.shards:
-            index = read_index(folder / shard.file, shard)
-            for column, dtype in COLUMNS.items():
-                parts[column].append(np.array(getattr(index, column), dtype))
-            parts["key"].append(np.array([key.encode() for key in index.keys], np.bytes_))
-            parts["extension"].append(np.array(index.extensions, np.bytes_))
-        return cls(manifest, {column: np.concatenate(part) for column, part in parts.items()})
+    def __init__(self, folder: Path) -> None:
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self.folder = folder
+        self.manifest = load_manifest(folder)
+        self.columns = _columns(folder, self.manifest)
+        self._starts: list[int] = np.cumsum([0, *(shard.samples for shard in self.manifest.shards)]).tolist()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -55,70 +45,45 @@ class ShardIndex:
         key: bytes = self.columns["key"][i]
         return key.decode()
 
-    def shard_of(self, i: int) -> int:
-        """Position in the manifest of the shard that holds sample `i`. Raises IndexError outside of 0 <= i < len."""
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        return bisect_right(self._starts, i) - 1
+    def name(self, i: int) -> str:
+        """Shard and key of sample `i`, for messages."""
+        return f"{self.folder / self.manifest.shards[self._shard_of(i)].file}: sample {self.key(i)}"
 
     def locate(self, i: int) -> Sample:
         """Where sample `i` is. Raises IndexError outside of 0 <= i < len."""
-        shard = self.manifest.shards[self.shard_of(i)].file
+        shard = self.manifest.shards[self._shard_of(i)].file
         numbers = {column: int(self.columns[column][i]) for column in COLUMNS}
         return Sample(self.key(i), shard, self.columns["extension"][i].decode(), **numbers)
 
-
-class ShardReader:
-    """Random access to samples. Every read is checked against its CRC32.
-
-    Picklable, and safe to inherit by fork: tars are opened where they are read. One reader per thread.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._open: OrderedDict[int, int] = OrderedDict()
-        self.folder = folder
-        self.index = ShardIndex.load(folder)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
     def read(self, i: int) -> tuple[str, bytes]:
         """Key and image bytes of sample `i`; raises as `image`."""
-        return self.index.key(i), self.image(i)
+        return self.key(i), self.image(i)
 
     def image(self, i: int) -> bytes:
         """Image bytes of sample `i`.
 
         Raises:
+            IndexError: outside of 0 <= i < len.
             ShardError: the shard is missing, short, or its bytes differ from the CRC32.
         """
-        columns = self.index.columns
-        length = int(columns["length"][i])
-        data = self._bytes(i, int(columns["offset"][i]) - BLOCK, BLOCK + length)
-        name = f"{self.index.key(i)}.{columns['extension'][i].decode()}"
+        sample = self.locate(i)
+        data = self._bytes(i, sample.offset - BLOCK, BLOCK + sample.length)
         # The image is found without its header; but other readers lose what stands behind a damaged one.
-        if not is_header(data[:BLOCK], name, length, self.index.manifest.kind == "written"):
+        if not is_header(data[:BLOCK], sample.image_name, sample.length, self.manifest.kind == "written"):
             raise ShardError(f"{self.name(i)}: its tar header is damaged; run `verify` on the folder")
-        return self._checked(i, data[BLOCK:], columns["crc32"][i])
+        return self._checked(i, data[BLOCK:], sample.crc32)
 
     def metadata(self, i: int) -> dict[str, Any]:
         """The `.json` of sample `i`; {} where it has none. Raises as `image`."""
-        columns = self.index.columns
-        offset = columns["meta_offset"][i]
-        if offset < 0:
+        sample = self.locate(i)
+        if sample.meta_offset < 0:
             return {}
-        content = self._bytes(i, int(offset), int(columns["meta_length"][i]))
-        self._checked(i, content, columns["meta_crc32"][i])
+        content = self._checked(i, self._bytes(i, sample.meta_offset, sample.meta_length), sample.meta_crc32)
         try:
             value = json.loads(content)
         except (ValueError, RecursionError):
             raise ShardError(f"{self.name(i)}: its .json is not JSON") from None
         return value if isinstance(value, dict) else {}
-
-    def name(self, i: int) -> str:
-        """Shard and key of sample `i`, for messages."""
-        shard = self.index.manifest.shards[self.index.shard_of(i)].file
-        return f"{self.folder / shard}: sample {self.index.key(i)}"
 
     def __del__(self) -> None:
         while self._open:
@@ -127,9 +92,14 @@ class ShardReader:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": OrderedDict()}
 
+    def _shard_of(self, i: int) -> int:
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        return bisect_right(self._starts, i) - 1
+
     def _bytes(self, i: int, offset: int, length: int) -> bytes:
         try:
-            data = os.pread(self._descriptor(i), length, offset)
+            data = os.pread(self._descriptor(self._shard_of(i)), length, offset)
         except OSError as error:
             raise ShardError(f"{self.name(i)}: the shard cannot be read: {error.strerror}") from None
         if len(data) != length:
@@ -141,12 +111,24 @@ class ShardReader:
             raise ShardError(f"{self.name(i)}: damaged, its CRC32 differs from the index; run `verify` on the folder")
         return data
 
-    def _descriptor(self, i: int) -> int:
-        shard = self.index.shard_of(i)
+    def _descriptor(self, shard: int) -> int:
         if shard not in self._open:
-            path = self.folder / self.index.manifest.shards[shard].file
+            path = self.folder / self.manifest.shards[shard].file
             self._open[shard] = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO does not keep us waiting
             if len(self._open) > OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)
         return self._open[shard]
+
+
+def _columns(folder: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
+    """What the indexes say of all samples: one array a column, as Python's own objects would take ten times as much."""
+    parts: dict[str, list[NDArray[Any]]] = {column: [np.zeros(0, np.int64)] for column in COLUMNS}
+    parts |= {"key": [np.zeros(0, np.bytes_)], "extension": [np.zeros(0, np.bytes_)]}
+    for shard in manifest.shards:
+        index = read_index(folder / shard.file, shard)
+        for column in COLUMNS:
+            parts[column].append(np.array(getattr(index, column), np.int64))
+        parts["key"].append(np.array([key.encode() for key in index.keys], np.bytes_))
+        parts["extension"].append(np.array(index.extensions, np.bytes_))
+    return {column: np.concatenate(part) for column, part in parts.items()}

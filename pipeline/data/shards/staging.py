@@ -17,8 +17,7 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named, replacing, sha256
-from pipeline.common.processes import run_tasks
-from pipeline.common.progress import progress
+from pipeline.common.processes import run_all
 from pipeline.data.remote import NotThere, blocks
 from pipeline.data.shards.format import (
     MANIFEST,
@@ -97,8 +96,7 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
                 _refuse_other_shards(split)
             tasks = [(split, shard) for split in due for shard in split.manifest.shards]
             _check_space(destination, tasks)
-            with closing(run_tasks(_stage_shard, None, tasks, workers)) as done:
-                copied = Counter(progress(done, "shards", len(tasks)))
+            copied = Counter(run_all(_stage_shard, None, tasks, workers, "shards"))
             for split in due:
                 with replacing(split.folder / MANIFEST) as temporary:
                     temporary.write_bytes(split.content)

@@ -5,15 +5,13 @@ after any interruption, and for any number of parts. Order on disk: plan.json, t
 manifest.json of each split.
 """
 
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
 from pipeline.common.files import os_errors_named
-from pipeline.common.processes import run_tasks
-from pipeline.common.progress import progress
+from pipeline.common.processes import run_all
 from pipeline.data.shards.array_jobs import (
     Part,
     forget_parts,
@@ -24,53 +22,47 @@ from pipeline.data.shards.array_jobs import (
     remove_leftovers,
     settle_plan,
 )
-from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index, shard_name
-from pipeline.data.shards.packing import Options, Task, gather, reject_at_most, write_manifest, write_shard
-from pipeline.data.source.photographs import Record, Source, open_source
+from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index
+from pipeline.data.shards.packing import Options, Task, cut, gather, reject_at_most, write_manifest, write_shard
+from pipeline.data.source.photographs import Source, open_source
 from pipeline.data.source.splits import split_records
 
 
-@dataclass(frozen=True)
-class SplitSummary:
-    """One split as it is on disk; `written` of its shards are new, the others were there.
-
-    Of a part: its own shards alone, and no `content_hash`, which is that of all of them.
-    """
+class Written(NamedTuple):
+    """One split as it is on disk, or a part's share of it; `new` of its shards are, the others were there."""
 
     folder: Path
-    samples: int
-    shards: int
-    written: int
-    bytes: int
-    content_hash: str | None
-    rejected: tuple[Rejected, ...]
+    manifest: Manifest
+    new: int
 
 
 @dataclass(frozen=True)
 class Summary:
     """What `write_shards` made, or found made; `part` is None for all shards."""
 
-    splits: dict[str, SplitSummary]
+    splits: dict[str, Written]
     part: Part | None = None
 
     @property
     def samples(self) -> int:
-        """Samples in all splits."""
-        return sum(split.samples for split in self.splits.values())
+        return sum(split.manifest.samples for split in self.splits.values())
 
     @property
     def rejected(self) -> tuple[Rejected, ...]:
-        """Rejected inputs of all splits."""
-        return tuple(rejected for split in self.splits.values() for rejected in split.rejected)
+        return tuple(rejected for split in self.splits.values() for rejected in split.manifest.rejected)
 
     @property
     def written(self) -> int:
         """Shards written by this call; 0 when all were there."""
-        return sum(split.written for split in self.splits.values())
+        return sum(split.new for split in self.splits.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        splits = {name: asdict(split) | {"folder": str(split.folder)} for name, split in self.splits.items()}
+        """For JSON. A part has no content hash, which is that of all shards."""
+        hidden = {"content_hash": None} if self.part else {}
+        splits = {
+            name: {"folder": str(folder), "written": new} | manifest.summary() | hidden
+            for name, (folder, manifest, new) in self.splits.items()
+        }
         part = str(self.part) if self.part else None
         return {"part": part, "samples": self.samples, "written": self.written, "splits": splits}
 
@@ -108,10 +100,13 @@ def write_shards(
         UserError: the source, the options or the disk, more than `max_rejected`, or shards missing for `finish`.
     """
     assert not (part and finish), "a part is not the last step"
-    options = _options(split, samples_per_shard, image_size, crop, quality)
+    for name, value in (("crop", crop), ("quality", quality)):
+        if value is not None and image_size is None:
+            raise UserError(f"{name}: {value} without an image size, so nothing is re-encoded; set the image size too")
+    options = Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
     opened = open_source(source)
     splits = split_records(opened.records, split)
-    tasks = {name: _tasks(out / name, records, samples_per_shard) for name, records in splits.items()}
+    tasks = {name: cut(out / name, records, samples_per_shard) for name, records in splits.items()}
     own = part.share(tasks) if part else tasks
     with os_errors_named(out):
         if finish and not (out / PLAN).exists():
@@ -125,49 +120,12 @@ def write_shards(
             remove_leftovers(out, own, only_shards=part is not None)
             if part and unfinished:
                 note_parts(out, part)
-            _write(opened, options, unfinished, workers)
-            manifests = {name: _manifest(name, opened, options, shards) for name, shards in own.items()}
-            reject_at_most(tuple(each for manifest in manifests.values() for each in manifest.rejected), max_rejected)
+            run_all(write_shard, (opened, options), unfinished, workers, "shards")
+            summary = Summary(_splits(out, own, {task.path for task in unfinished}, opened, options), part)
+            reject_at_most(summary.rejected, max_rejected)
             if not part:
-                _write_manifests(out, manifests)
-            return _summary(out, manifests, {task.path for task in unfinished}, part)
-
-
-def _write(source: Source, options: Options, tasks: list[Task], workers: int | None) -> None:
-    with closing(run_tasks(write_shard, (source, options), tasks, workers)) as written:
-        for _ in progress(written, "shards", len(tasks)):
-            pass
-
-
-def _manifest(split: str, source: Source, options: Options, shards: list[Task]) -> Manifest:
-    paths = [task.path for task in shards]
-    return gather(paths, kind="written", split=split, fingerprint=source.fingerprint, options=asdict(options))
-
-
-def _options(
-    split: str, samples_per_shard: int, image_size: int | None, crop: int | None, quality: int | None
-) -> Options:
-    if samples_per_shard < 1:
-        raise UserError(f"samples per shard: {samples_per_shard}; at least 1 wanted")
-    if image_size is not None and not 16 <= image_size <= 65500:
-        raise UserError(f"image size: {image_size}; 16 to 65500 pixels wanted")
-    if crop is not None and image_size is None:
-        raise UserError(f"crop: {crop} without an image size; set the image size too")
-    if quality is not None and image_size is None:
-        raise UserError(f"quality: {quality} without an image size, and so without re-encoding; set the image size too")
-    if crop is not None and crop < 16:
-        raise UserError(f"crop: {crop}; at least 16 pixels wanted")
-    if quality is not None and not 1 <= quality <= 100:
-        raise UserError(f"quality: {quality}; 1 to 100 wanted")
-    return Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
-
-
-def _tasks(folder: Path, records: list[Record], samples_per_shard: int) -> list[Task]:
-    starts = range(0, len(records), samples_per_shard)
-    return [
-        Task(folder / shard_name(number), tuple(records[start : start + samples_per_shard]))
-        for number, start in enumerate(starts)
-    ]
+                _write_manifests(out, summary)
+            return summary
 
 
 def _unfinished(tasks: list[Task], max_rejected: int | None) -> list[Task]:
@@ -192,27 +150,20 @@ def _rejections(path: Path) -> int | None:
         return None
 
 
-def _write_manifests(out: Path, manifests: dict[str, Manifest]) -> None:
-    for name, manifest in manifests.items():
+def _splits(
+    out: Path, tasks: dict[str, list[Task]], new: set[Path], source: Source, options: Options
+) -> dict[str, Written]:
+    splits = {}
+    for name, shards in tasks.items():
+        paths = [task.path for task in shards]
+        manifest = gather(paths, kind="written", split=name, fingerprint=source.fingerprint, options=asdict(options))
+        splits[name] = Written(out / name, manifest, len(new.intersection(paths)))
+    return splits
+
+
+def _write_manifests(out: Path, summary: Summary) -> None:
+    for folder, manifest, _ in summary.splits.values():
         if not manifest.samples:
-            raise UserError(f"{out / name}: every image of this split was rejected")
-        write_manifest(out / name, manifest)
+            raise UserError(f"{folder}: every image of this split was rejected")
+        write_manifest(folder, manifest)
     forget_parts(out)
-
-
-def _summary(out: Path, manifests: dict[str, Manifest], written: set[Path], part: Part | None) -> Summary:
-    return Summary(
-        {
-            name: SplitSummary(
-                out / name,
-                manifest.samples,
-                len(manifest.shards),
-                sum(out / name / shard.file in written for shard in manifest.shards),
-                sum(shard.bytes for shard in manifest.shards),
-                None if part else manifest.content_hash,
-                manifest.rejected,
-            )
-            for name, manifest in manifests.items()
-        },
-        part,
-    )

@@ -1,8 +1,8 @@
 """CelebA's annotation files: the original `.txt` forms and the `.csv` forms of the Kaggle copy."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pipeline.common.errors import UserError
 
@@ -14,14 +14,12 @@ LARGEST = 10**9
 """No number of an annotation is larger, positive or negative."""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Whole numbers per image file name, one for each column: as text with spaces, read where they are needed."""
 
     columns: tuple[str, ...] = ()
-    rows: dict[str, str] = field(default_factory=dict)
+    rows: Mapping[str, str] = {}
     where: str = ""
-    """Its file, for messages."""
 
     def of(self, names: Sequence[str]) -> list[str]:
         """Each image's row, or "": by path in the source, file name, or stem with `.jpg` (for `.png` copies).
@@ -61,25 +59,15 @@ def parse(stem: str, where: str, content: bytes) -> Table:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{where}: not a text file") from None
-    if where.endswith(".csv"):
-        columns = _csv_columns(where, lines)
-        rows = _rows(where, lines, 1, columns, ",")
-    elif stem == PARTITION:
-        columns = ("partition",)
-        rows = _rows(where, lines, 0, columns, None)
-    else:
-        if len(lines) < 2:
-            raise UserError(f"{where}: two header lines wanted (how many images, the columns), found {len(lines)}")
-        columns = tuple(lines[1].split())
-        rows = _rows(where, lines, 2, columns, None)
-        if lines[0].strip() != str(len(rows)):
-            raise UserError(
-                f"{where}:1: says {lines[0].strip()[:80]!r} images, but {len(rows)} are listed; is the file cut?"
-            )
-    if len(set(columns)) < len(columns):
-        twice = next(column for column in columns if columns.count(column) > 1)
-        raise UserError(f"{where}: the column {twice[:80]!r} is there twice")
-    _check(stem, where, columns, rows)
+    columns, start = _header(stem, where, lines)
+    rows = _rows(where, lines, start, columns)
+    if start == 2 and lines[0].strip() != str(len(rows)):
+        raise UserError(
+            f"{where}:1: says {lines[0].strip()[:80]!r} images, but {len(rows)} are listed; is the file cut?"
+        )
+    for name, row in rows.items() if stem == PARTITION else ():
+        if row not in ("0", "1", "2"):
+            raise UserError(f"{where}: {name}: partition must be 0, 1 or 2, not {row}")
     return Table(columns, rows, where)
 
 
@@ -88,14 +76,30 @@ def landmark_names(columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(column.removesuffix("_x") for column in columns[::2])
 
 
-def _csv_columns(where: str, lines: list[str]) -> tuple[str, ...]:
-    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
-    if len(header) < 2 or header[0] != "image_id":
-        raise UserError(f"{where}:1: a header that starts with 'image_id,' wanted, found {','.join(header)[:60]!r}")
-    return tuple(header[1:])
+def _header(stem: str, where: str, lines: list[str]) -> tuple[tuple[str, ...], int]:
+    """The columns, and how many lines stand before the first image."""
+    if where.endswith(".csv"):
+        first, *columns = [cell.strip() for cell in lines[0].split(",")] if lines else [""]
+        if first != "image_id" or not columns:
+            found = ",".join((first, *columns))[:60]
+            raise UserError(f"{where}:1: a header that starts with 'image_id,' wanted, found {found!r}")
+        start = 1
+    elif stem == PARTITION:
+        columns, start = ["partition"], 0
+    elif len(lines) < 2:
+        raise UserError(f"{where}: two header lines wanted (how many images, the columns), found {len(lines)}")
+    else:
+        columns, start = lines[1].split(), 2
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: the column {twice[:80]!r} is there twice")
+    if stem == LANDMARKS and columns != [f"{name}_{axis}" for name in landmark_names(tuple(columns)) for axis in "xy"]:
+        raise UserError(f"{where}: the columns must be pairs NAME_x NAME_y, found {' '.join(columns)[:80]!r}")
+    return tuple(columns), start
 
 
-def _rows(where: str, lines: list[str], start: int, columns: tuple[str, ...], separator: str | None) -> dict[str, str]:
+def _rows(where: str, lines: list[str], start: int, columns: tuple[str, ...]) -> dict[str, str]:
+    separator = "," if where.endswith(".csv") else None
     rows: dict[str, str] = {}
     for number, line in enumerate(lines[start:], start + 1):
         if not line.strip():
@@ -107,20 +111,9 @@ def _rows(where: str, lines: list[str], start: int, columns: tuple[str, ...], se
             values = [int(cell) for cell in cells]
         except ValueError:
             raise UserError(f"{where}:{number}: whole numbers wanted, found {line.strip()[:80]!r}") from None
-        if values and max(max(values), -min(values)) > LARGEST:
+        if any(abs(value) > LARGEST for value in values):
             raise UserError(f"{where}:{number}: numbers up to {LARGEST:,} wanted, found {line.strip()[:80]!r}")
         if name in rows:
             raise UserError(f"{where}:{number}: {name} is listed twice")
         rows[name] = " ".join(map(str, values))
     return rows
-
-
-def _check(stem: str, where: str, columns: tuple[str, ...], rows: dict[str, str]) -> None:
-    if stem == PARTITION:
-        for name, row in rows.items():
-            if row not in ("0", "1", "2"):
-                raise UserError(f"{where}: {name}: partition must be 0, 1 or 2, not {row}")
-    if stem == LANDMARKS:
-        pairs = zip(columns[::2], columns[1::2], strict=False)
-        if len(columns) % 2 or any(x[:-2] != y[:-2] or (x[-2:], y[-2:]) != ("_x", "_y") for x, y in pairs):
-            raise UserError(f"{where}: the columns must be pairs NAME_x NAME_y, found {' '.join(columns)[:80]!r}")

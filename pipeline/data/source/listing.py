@@ -6,7 +6,6 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +17,12 @@ MAX_FILE_BYTES = 2**28
 """Larger files are not read: a zip of a megabyte may claim gigabytes, and no image that we take needs more."""
 
 _ROOTED = re.compile(r"\A(\.?/)+")  # of paths like /a.jpg and ./a.jpg
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
 """What `zipfile` raises on damaged and odd zips; RuntimeError includes NotImplementedError."""
 
 
 class File(NamedTuple):
-    """A file: its path in the folder or the zip, its size in bytes and, in a zip, its CRC32 and name there."""
+    """A file: its path, its size in bytes and, in a zip, its CRC32 and its name there."""
 
     path: str
     size: int
@@ -68,36 +66,10 @@ def list_folder(folder: Path) -> list[File]:
     return files
 
 
-def list_zip(path: Path, wanted: Callable[[str], bool]) -> list[File]:
-    """The files in a zip whose path is `wanted`.
-
-    Raises:
-        UserError: the zip is damaged, has two files of one name, or one that is encrypted or of an unknown compression.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-    except _ZIP_ERRORS as error:
-        raise UserError(f"{path}: damaged zip: {error}; copy it again") from None
-    files = []
-    for member in members:
-        file = File(_ROOTED.sub("", member.filename), member.file_size, member.CRC, member.filename)
-        if not wanted(file.path):
-            continue
-        if member.flag_bits & 1 or member.compress_type not in _METHODS:
-            raise UserError(f"{path}: {file.path}: encrypted or of an unknown compression; unpack the zip first")
-        files.append(file)
-    names = Counter(file.path for file in files)
-    if len(names) < len(files):
-        twice = names.most_common(1)[0][0]
-        raise UserError(f"{path}: {twice} is in it twice; a damaged list, or a zip to be made anew")
-    return files
-
-
 class FileReader:
-    """Reads the files of a folder or a zip.
+    """Lists and reads the files of a folder or a zip.
 
-    Picklable, and safe to inherit by fork: each process opens the zip itself, as positions in it are not shared.
+    Picklable, and safe to inherit by fork: the zip's list is read once, but each process opens the zip itself.
     """
 
     def __init__(self, location: Path) -> None:
@@ -105,6 +77,33 @@ class FileReader:
         self._is_zip = location.is_file()
         self._archive: zipfile.ZipFile | None = None
         self._process = 0
+
+    def files(self, wanted: Callable[[str], bool]) -> list[File]:
+        """The images of a folder, or the files of a zip whose path is `wanted`.
+
+        Raises:
+            UserError: an image of the folder is no file, the zip is damaged, has two files of one name, or one that is
+                encrypted or of an unknown compression.
+        """
+        if not self._is_zip:
+            return list_folder(self.location)
+        try:
+            members = self._opened().infolist()
+        except _ZIP_ERRORS as error:
+            raise UserError(f"{self.location}: damaged zip: {error}; copy it again") from None
+        files: dict[str, File] = {}
+        for member in members:
+            path = _ROOTED.sub("", member.filename)
+            if member.is_dir() or not wanted(path):
+                continue
+            if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(
+                    f"{self.location}: {path}: encrypted or of an unknown compression; unpack the zip first"
+                )
+            if path in files:
+                raise UserError(f"{self.location}: {path} is in it twice; a damaged list, or a zip to be made anew")
+            files[path] = File(path, member.file_size, member.CRC, member.filename)
+        return [*files.values()]
 
     def read(self, file: File) -> bytes:
         """The bytes of one file.
@@ -117,10 +116,8 @@ class FileReader:
         if not self._is_zip:
             return (self.location / file.path).read_bytes()
         try:
-            if self._archive is None or self._process != os.getpid():
-                self._archive, self._process = zipfile.ZipFile(self.location), os.getpid()
             # It compares the name in front of the file with the list's, and the CRC32 at the end.
-            with self._archive.open(file.member) as stream:
+            with self._opened().open(file.member) as stream:
                 data = stream.read(file.size)
         except KeyError:
             raise OSError("no longer in the zip") from None
@@ -129,6 +126,15 @@ class FileReader:
         if len(data) != file.size:
             raise OSError("damaged in the zip (shorter than its list says)")
         return data
+
+    def _opened(self) -> zipfile.ZipFile:
+        if self._archive is None:
+            self._archive = zipfile.ZipFile(self.location)
+        elif self._process != os.getpid():
+            # Forked: the list is shared, which takes CelebA's zip 2 s to read; the position in the file must not be.
+            self._archive.fp = self.location.open("rb")
+        self._process = os.getpid()
+        return self._archive
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_archive": None}

@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.common.errors import UserError
 from pipeline.data.source import annotations
 from pipeline.data.source.annotations import Table
-from pipeline.data.source.listing import SUFFIXES, File, FileReader, is_hidden, is_image, list_folder, list_zip
+from pipeline.data.source.listing import SUFFIXES, File, FileReader, is_hidden, is_image
 
 ARCHIVE = "img_align_celeba.zip"
 FOLDER = "img_align_celeba"
@@ -54,55 +54,44 @@ class Record:
         return {name: [x, y] for name, x, y in zip(self.landmark_names, values, values, strict=True)}
 
 
+@dataclass(frozen=True)
 class Source:
     """The images of a folder or a zip. Picklable; files are opened in the process that reads them."""
 
-    def __init__(self, location: Path, files: dict[str, File], records: list[Record], fingerprint: str) -> None:
-        self.location = location
-        self.records = records
-        self.fingerprint = fingerprint
-        self._files = files
-        self._reader = FileReader(location)
+    reader: FileReader
+    files: dict[str, File]
+    records: list[Record]
+    fingerprint: str
 
     def read(self, name: str) -> bytes:
-        """The bytes of one image, by its record's name.
-
-        Raises:
-            OSError: it cannot be read, or is damaged inside the zip.
-        """
-        return self._reader.read(self._files[name])
+        """The bytes of one image, by its record's name. Raises OSError as `FileReader.read`."""
+        return self.reader.read(self.files[name])
 
 
 def open_source(path: Path) -> Source:
     """List the images of `path` and read the annotations near it; no image is opened.
 
     Args:
-        path: a zip, a folder that contains `img_align_celeba.zip` or `img_align_celeba/`, or any folder of images.
+        path: a zip, a folder with `img_align_celeba.zip` or `img_align_celeba/` in it, or any folder of images.
 
     Raises:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
     """
-    location = _locate(path)
-    inside: dict[str, File] = {}
-    if location.is_file():
-        listed = list_zip(location, lambda name: is_image(name) or _is_annotation(name))
-        files = [file for file in listed if is_image(file.path)]
-        inside = {_base(file.path): file for file in reversed(listed) if _is_annotation(file.path)}
-    else:
-        files = list_folder(location)
+    reader = FileReader(_locate(path))
+    listed = reader.files(lambda name: is_image(name) or _is_annotation(name))
+    files = [file for file in listed if is_image(file.path)]
+    inside = {Path(file.path).name: file for file in reversed(listed) if _is_annotation(file.path)}
     if not files:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
     parents = {file.path.rpartition("/")[0] for file in files}
     prefix = os.path.commonpath(parents) if "" not in parents else ""
     by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
-    tables, contents = _read_annotations(path, location, prefix, inside)
-    digest = hashlib.sha256()
-    for name, file in sorted(by_name.items()):
-        digest.update(f"{name}\0{file.size}\0{file.crc32}\n".encode("utf-8", "surrogateescape"))
-    for stem in sorted(contents):
-        digest.update(f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n".encode())
-    return Source(location, by_name, _records(by_name, tables), digest.hexdigest())
+    tables, contents = _read_annotations(path, reader, prefix, inside)
+    lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
+    lines += [f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n" for stem in sorted(contents)]
+    fingerprint = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return Source(reader, by_name, _records(by_name, tables), fingerprint)
 
 
 def _locate(path: Path) -> Path:
@@ -120,18 +109,15 @@ def _locate(path: Path) -> Path:
     return path
 
 
-def _base(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
 def _is_annotation(path: str) -> bool:
-    return _base(path) in _ANNOTATION_FILES and not is_hidden(path)
+    return path.rpartition("/")[2] in _ANNOTATION_FILES and not is_hidden(path)
 
 
 def _read_annotations(
-    path: Path, location: Path, prefix: str, inside: dict[str, File]
+    path: Path, reader: FileReader, prefix: str, inside: dict[str, File]
 ) -> tuple[dict[str, Table], dict[str, bytes]]:
     """Every annotation file found, near the images or else `inside` the zip: parsed, and as bytes."""
+    location = reader.location
     images = location.parent if location.is_file() else location / prefix
     base = path.parent if path.is_file() else path
     near = [images, images.parent, base, base.absolute().parent]
@@ -139,19 +125,18 @@ def _read_annotations(
     for stem in annotations.STEMS:
         if stem == annotations.LANDMARKS and IN_THE_WILD in (images.name, Path(prefix).name, location.stem):
             continue
-        places = [
-            folder / inner / f"{stem}{suffix}"
-            for folder in near
-            for inner in ANNOTATION_FOLDERS
-            for suffix in (".txt", ".csv")
-        ]
-        found = next((place for place in places if place.is_file()), None)
-        zipped = inside.get(f"{stem}.txt") or inside.get(f"{stem}.csv")
-        if found is None and zipped is None:
-            continue
-        where = found or location / (zipped.path if zipped else "")
+        names = (f"{stem}.txt", f"{stem}.csv")
+        places = (folder / inner / name for folder in near for inner in ANNOTATION_FOLDERS for name in names)
+        where = next(filter(Path.is_file, places), None)
+        zipped = inside.get(names[0]) or inside.get(names[1])
         try:
-            contents[stem] = FileReader(location).read(zipped) if zipped and not found else where.read_bytes()
+            if where is not None:
+                contents[stem] = where.read_bytes()
+            elif zipped is not None:
+                where = location / zipped.path
+                contents[stem] = reader.read(zipped)
+            else:
+                continue
         except OSError as error:
             raise UserError(f"{where}: cannot be read: {error.strerror or error}") from None
         tables[stem] = annotations.parse(stem, str(where), contents[stem])
@@ -160,27 +145,19 @@ def _read_annotations(
 
 def _records(names: Iterable[str], tables: dict[str, Table]) -> list[Record]:
     """A record for each image, in the order of their keys."""
-    none = Table()
-    attributes = tables.get(annotations.ATTRIBUTES, none)
-    landmarks = tables.get(annotations.LANDMARKS, none)
-    partitions = tables.get(annotations.PARTITION, none)
+    attributes, landmarks, partitions = (
+        tables.get(stem, Table()) for stem in (annotations.ATTRIBUTES, annotations.LANDMARKS, annotations.PARTITION)
+    )
     points = annotations.landmark_names(landmarks.columns)
-    keys = {key: name for name, key in _keys(names).items()}
-    ordered = sorted(keys)
-    in_order = [keys[key] for key in ordered]
-    rows = zip(ordered, in_order, attributes.of(in_order), landmarks.of(in_order), partitions.of(in_order), strict=True)
+    keys, in_order = zip(*sorted((key, name) for name, key in _keys(names).items()), strict=True)
+    rows = zip(keys, in_order, attributes.of(in_order), landmarks.of(in_order), partitions.of(in_order), strict=True)
     return [
         Record(
-            key,
-            name,
-            int(partition) if partition else None,
-            attributes.columns if values else (),
-            values,
-            points if places else (),
-            places,
+            key, name, int(partition) if partition else None,
+            attributes.columns if values else (), values, points if places else (), places,
         )
         for key, name, values, places, partition in rows
-    ]
+    ]  # fmt: skip
 
 
 def _keys(names: Iterable[str]) -> dict[str, str]:

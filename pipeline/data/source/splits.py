@@ -20,42 +20,38 @@ def split_records(records: list[Record], split: str) -> dict[str, list[Record]]:
     if split == "official":
         return _official(records)
     if split == "paper":
-        if len(records) < 2 * PAPER_TEST_IMAGES:
+        test = PAPER_TEST_IMAGES
+        if len(records) < 2 * test:
             raise UserError(
-                f"split: paper keeps {PAPER_TEST_IMAGES:,} images for testing, of {len(records):,} here; "
+                f"split: paper keeps {test:,} images for testing, of {len(records):,} here; "
                 "set a fraction, as --split 0.1"
             )
-        return _cut(records, PAPER_TEST_IMAGES)
+    else:
+        test = _fraction(split, len(records))
+    return {"train": records[:-test], "test": records[-test:]}
+
+
+def _fraction(split: str, images: int) -> int:
     try:
         fraction = float(split)
     except ValueError:
         fraction = 0.0
     if not 0 < fraction < 1:
         raise UserError(f"split: {split!r}; paper, official, or a fraction between 0 and 1 wanted")
-    test = max(1, round(fraction * len(records)))
-    if test >= len(records):
-        raise UserError(f"split: {split} of {len(records)} images leaves none for training; set a smaller fraction")
-    return _cut(records, test)
-
-
-def _cut(records: list[Record], test: int) -> dict[str, list[Record]]:
-    return {"train": records[:-test], "test": records[-test:]}
+    test = max(1, round(fraction * images))
+    if test >= images:
+        raise UserError(f"split: {split} of {images} images leaves none for training; set a smaller fraction")
+    return test
 
 
 def _official(records: list[Record]) -> dict[str, list[Record]]:
     unlisted = [record.name for record in records if record.partition is None]
     if len(unlisted) == len(records):
-        raise UserError(
-            "split: official needs list_eval_partition.txt (or .csv) beside the images; set paper or a fraction"
-        )
+        raise UserError("split: official needs list_eval_partition.txt or .csv beside the images; or set a fraction")
     if unlisted:
         raise UserError(f"split: official, but the partition file lacks {len(unlisted)} images, {unlisted[0]} first")
-    splits = {
-        name: [record for record in records if record.partition == number] for number, name in enumerate(PARTITIONS)
-    }
+    splits = {name: [each for each in records if each.partition == n] for n, name in enumerate(PARTITIONS)}
     for name in ("train", "test"):
         if not splits[name]:
-            raise UserError(
-                f"split: official, but the partition file puts no image into {name}; set paper or a fraction"
-            )
+            raise UserError(f"split: official, but the partition file puts no image into {name}; set a fraction")
     return {name: records for name, records in splits.items() if records}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import hashes, jpeg
+from making import hashes, jpegs
 
 from pipeline.common.errors import UserError
 from pipeline.data.shards.array_jobs import Part
@@ -24,9 +24,13 @@ class FailingDisk:
         self._open = io.open
         for name in ("mkdir", "replace", "link"):
             monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-        fsync = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda descriptor: (self.operation(), fsync(descriptor)))
+        self._fsync = os.fsync
+        monkeypatch.setattr(os, "fsync", self.fsync)
         monkeypatch.setattr(io, "open", self.open)
+
+    def fsync(self, descriptor: int) -> None:
+        self.operation()
+        self._fsync(descriptor)
 
     def operation(self, *path: object) -> None:
         """Count one; `path` is named in the error where the system would name it."""
@@ -73,10 +77,7 @@ class FailingStream:
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photographs")
-    for number in range(4):
-        (root / f"{number}.jpg").write_bytes(jpeg(number))
-    return root
+    return jpegs(tmp_path_factory.mktemp("photographs"), 4)
 
 
 def whole(source: Path, out: Path) -> None:
@@ -115,16 +116,13 @@ def test_any_operation_may_fail(
     assert failures > 30, "plan, 2 tars, 2 indexes, 2 manifests: open, write, close, rename and flushes of each"
 
 
-def test_read_only_disk(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    FailingDisk(monkeypatch, tmp_path / "out", errno.EROFS, 0)
-    with pytest.raises(UserError, match=r"/out: Read-only file system; fix that and run again$"):
-        whole(photographs, tmp_path / "out")
-
-
-def test_a_folder_below_a_file(photographs: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_made(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"/file\S*: Not a directory; fix that and run again$"):
         whole(photographs, tmp_path / "file" / "out")
+    FailingDisk(monkeypatch, tmp_path / "out", errno.EROFS, 0)
+    with pytest.raises(UserError, match=r"/out: Read-only file system; fix that and run again$"):
+        whole(photographs, tmp_path / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

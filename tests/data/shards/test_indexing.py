@@ -32,17 +32,17 @@ def test_index_of_foreign_tars(tmp_path: Path) -> None:
         load_manifest(folder)
     before = [path.read_bytes() for path in sorted(folder.glob("*.tar"))]
     summary = index_tars(folder, workers=2)
-    assert (summary.samples, summary.shards) == (8, 2)
+    assert (summary.samples, len(summary.shards)) == (8, 2)
     assert [path.read_bytes() for path in sorted(folder.glob("*.tar"))] == before
     reader = ShardReader(folder)
     tars = [str(path) for path in sorted(folder.glob("*.tar"))]
     for i, sample in enumerate(webdataset.WebDataset(tars, shardshuffle=False)):
         assert reader.read(i) == (sample["__key__"], sample["jpg"])
         assert reader.metadata(i) == json.loads(sample.get("json", b"{}"))
-    assert verify(folder, workers=1).ok
+    assert not verify(folder, workers=1).problems
     tar = folder / "part-1.tar"
     content = bytearray(tar.read_bytes())
-    located = reader.index.locate(5)
+    located = reader.locate(5)
     content[located.offset + 50] ^= 1
     tar.write_bytes(content)
     (problem,) = verify(folder, workers=1).problems
@@ -54,16 +54,8 @@ def test_index_of_foreign_tars(tmp_path: Path) -> None:
     assert (problem.shard, problem.key) == ("part-1.tar", None) and "SHA-256" in problem.message
 
 
-def test_capitals_are_read_as_webdataset_does(tmp_path: Path) -> None:
-    with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
-        writer.write({"__key__": "one", "JPG": jpeg(1), "JSON": b'{"attributes": {"Male": 1}}'})
-    index_tars(tmp_path)
-    reader = ShardReader(tmp_path)
-    assert reader.read(0) == ("one", jpeg(1)) and reader.metadata(0) == {"attributes": {"Male": 1}}
-
-
 def test_damaged_foreign_tars_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="written by `shard`"):
+    with pytest.raises(UserError, match="`shard` wrote these"):
         index_tars(folder)
     theirs = tmp_path / "theirs"
     foreign_tars(theirs, shards=1)
@@ -86,6 +78,11 @@ def test_damaged_foreign_tars_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"part-0\.tar/b"):
         index_tars(theirs, workers=1)
     assert index_tars(theirs, workers=1, max_rejected=1).samples == 1
+    with webdataset.TarWriter(str(tar)) as writer:
+        writer.write({"__key__": "capitals", "JPG": jpeg(1), "JSON": b'{"attributes": {"Male": 1}}'})
+    index_tars(theirs)
+    reader = ShardReader(theirs)
+    assert reader.read(0) == ("capitals", jpeg(1)) and reader.metadata(0) == {"attributes": {"Male": 1}}
 
 
 def test_what_shard_has_begun_is_not_for_indexing(folder: Path) -> None:

@@ -18,9 +18,9 @@ from pipeline.data.source.photographs import Source
 
 def test_rerun_touches_nothing(source: Path, folder: Path) -> None:
     out = folder.parent
-    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*") if path.is_file()}
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*.*")}
     summary = write_shards(source, out, split="0.2", samples_per_shard=5, workers=2)
-    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*") if path.is_file()}
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*.*")}
     assert before == after and summary.written == 0 and summary.samples == COUNT
 
 
@@ -30,7 +30,7 @@ def test_rerun_replaces_what_is_missing_or_cut(source: Path, folder: Path) -> No
     (folder / "shard-000002.tar").write_bytes(b"cut")
     (folder / "shard-000003.index.json").write_text("{}")
     (folder / "manifest.json").unlink()
-    (folder / ".shard-000003-abc.tmp.tar").write_bytes(b"left by a kill")
+    (folder / ".shard-000003-abcdabcd.tmp.tar").write_bytes(b"left by a kill")
     with pytest.raises(UserError, match="has not finished"):
         load_manifest(folder)
     summary = write_shards(source, out, split="0.2", samples_per_shard=5, workers=2)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import killing
 import pytest
-from making import hashes, jpeg
+from making import hashes, jpegs
 
 from pipeline.data.shards.writing import write_shards
 
@@ -25,10 +25,7 @@ IMAGES, SHARDS = 24, 13
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("photographs")
-    for number in range(IMAGES):
-        (root / f"{number:03d}.jpg").write_bytes(jpeg(number))
-    return root
+    return jpegs(tmp_path_factory.mktemp("photographs"), IMAGES)
 
 
 @pytest.fixture(scope="module")
