@@ -53,19 +53,8 @@ class Deferred:
         self._before = {}
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Signals raise in this block, one that was noted before it too."""
-        if self.number:
-            raise interruption(self.number)
-        noting = _install({**dict.fromkeys(PREEMPTIONS, _raise), signal.SIGINT: signal.default_int_handler})
-        try:
-            yield
-        finally:
-            _install(noting)
-
-    @contextmanager
     def waiting(self) -> Iterator[None]:
-        """In this block, which may take for ever, the first signal raises `Interrupted`; it is noted all the same."""
+        """In this block the first signal, noted before it or not, raises `Interrupted`; it stays noted."""
         self._waiting = True
         try:
             if self.number:

@@ -50,29 +50,29 @@ LEVERS = ("speed.channels_last=true", "speed.channels_last=null", "optimizer.fus
 
 
 def test_a_lever_changes_nothing_but_rounding(trained: Trained, tmp_path: Path) -> None:
-    plain_terms, plain = train(new_stage(trained, tmp_path, *PLAIN))
+    stage = new_stage(trained, tmp_path, *PLAIN)
+    plain_terms, plain = train(stage)
+    assert_layout(stage, frozen=False, others=False)
     for lever in LEVERS:
-        terms, weights = train(new_stage(trained, tmp_path, *PLAIN, lever))
+        stage = new_stage(trained, tmp_path, *PLAIN, lever)
+        terms, weights = train(stage)
+        assert_layout(stage, frozen="channels_last" in lever, others="channels_last=true" in lever)
         torch.testing.assert_close(terms, plain_terms, rtol=1e-8, atol=1e-12, msg=lambda text: f"{lever}: {text}")  # noqa: B023
         torch.testing.assert_close(weights, plain, rtol=1e-7, atol=1e-9, msg=lambda text: f"{lever}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize(("setting", "frozen", "others"), [("null", 1, 0), ("true", 1, 1), ("false", 0, 0)])
-def test_the_layout_is_what_was_asked_for(
-    trained: Trained, tmp_path: Path, setting: str, frozen: bool, others: bool
-) -> None:
-    """On a CPU."""
+def assert_layout(stage: FusionStage, *, frozen: bool, others: bool) -> None:
+    """Whether the frozen network, and the others and the images, are channels last."""
 
     def channels_last(*tensors: Tensor) -> set[bool]:
         wide = [each for each in tensors if each.dim() == 4 and each.shape[1] > 1 and each.shape[2] > 1]
         return {each.is_contiguous(memory_format=torch.channels_last) for each in wide}
 
-    stage = new_stage(trained, tmp_path, f"speed.channels_last={setting}")
     (micro,) = stage.inputs(0, batch_of(stage.context, 0))
-    assert channels_last(*stage.perceptual.parameters()) == {bool(frozen)}
+    assert channels_last(*stage.perceptual.parameters()) == {frozen}
     for module in (stage.critic, stage.average.trained, stage.average.module):
-        assert channels_last(*module.parameters()) == {bool(others)}
-    assert channels_last(micro.images) == {bool(others)}
+        assert channels_last(*module.parameters()) == {others}
+    assert channels_last(micro.images) == {others}
 
 
 @pytest.mark.parametrize("last", [True, False])
