@@ -87,7 +87,7 @@ class Bundle:
                 raise UserError(
                     f"an image tensor of shape {shape}: this bundle takes (B, 3, {size}, {size}) in [-1, 1]"
                 )
-            return batch.to(self.device, torch.float32)
+            return batch.to(self.device, torch.get_default_dtype())
         if isinstance(photograph, Image.Image):
             pixels = images.from_pillow(photograph)
         else:

@@ -14,9 +14,8 @@ from pipeline.common.signals import Deferred
 from pipeline.config.load import dump
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training import checkpoint
-from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.context import Context
-from pipeline.training.resume import resume
+from pipeline.training.resume import CheckpointWriter, resume
 from pipeline.training.stage import Stage
 from pipeline.training.tracking import Tracker
 
