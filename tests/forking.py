@@ -118,24 +118,10 @@ def start_ranks(
     folder: Path, count: int, *arguments: object, prepare: Prepare = nothing, **variables: str
 ) -> list[Started]:
     """`count` ranks of one job on this machine, with no launcher between; output in `folder`/0, 1, ..."""
-    port = str(free_port())
-    return [
-        Started(
-            folder / str(rank),
-            arguments,
-            {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "LOCAL_WORLD_SIZE": str(count),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                **variables,
-            },
-            prepare,
-        )
-        for rank in range(count)
-    ]
+    job = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    job |= {"MASTER_PORT": str(free_port()), **variables}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [Started(folder / place["RANK"], arguments, job | place, prepare) for place in places]
 
 
 def _command(arguments: list[str], files: tuple[Path, Path], variables: dict[str, str], prepare: Prepare) -> None:

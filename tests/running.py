@@ -202,17 +202,16 @@ def wait_for(condition: Callable[[], object], process: Process | None = None, se
         time.sleep(0.01)
 
 
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, though its parent may not have asked how."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 def gone(pid: int) -> bool:
-    """Whether a process ends soon, or has."""
-    wait_for(lambda: is_gone(pid))
+    """Whether a process ends soon, or has; its parent may not have asked how."""
+
+    def is_gone() -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    wait_for(is_gone)
     return True
 
 

@@ -101,7 +101,7 @@ def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:
 
 def _at_once(work: Callable[[Config, Runtime], None], config: Config, runtime: Runtime) -> None:
     """Work that a signal may end where it stands: it writes whole files or none, and goes on when run again."""
-    with runtime.ranks.signals.at_once():
+    with runtime.ranks.signals.waiting():
         work(config, runtime)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.common.errors import Interrupted
 
 PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, *PREEMPTIONS)
 PARENT = os.getppid()
 """Who started this process; a launcher that dies leaves another one."""
 
@@ -44,7 +45,7 @@ class Deferred:
         self._before: dict[int, Any] = {}
 
     def start(self) -> None:
-        handlers = _install(dict.fromkeys((*PREEMPTIONS, signal.SIGINT), self._note))
+        handlers = _install(dict.fromkeys(SIGNALS, self._note))
         self._before = self._before or handlers
 
     def end(self) -> None:
@@ -53,19 +54,8 @@ class Deferred:
         self._before = {}
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Signals raise in this block, one that was noted before it too."""
-        if self.number:
-            raise interruption(self.number)
-        noting = _install({**dict.fromkeys(PREEMPTIONS, _raise), signal.SIGINT: signal.default_int_handler})
-        try:
-            yield
-        finally:
-            _install(noting)
-
-    @contextmanager
     def waiting(self) -> Iterator[None]:
-        """In this block, which may take for ever, the first signal raises `Interrupted`; it is noted all the same."""
+        """In this block the first signal, noted before it or not, raises `Interrupted`; it stays noted."""
         self._waiting = True
         try:
             if self.number:
@@ -118,7 +108,7 @@ def leaving() -> Iterator[None]:
 
 def _leave(pipe: int) -> None:
     while number := os.read(pipe, 1):
-        if number[0] in (*PREEMPTIONS, signal.SIGINT):
+        if number[0] in SIGNALS:
             stop = interruption(number[0])
             os.write(2, f"latentfuse: {stop}\n".encode())
             os._exit(stop.exit_code)

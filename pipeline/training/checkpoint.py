@@ -120,7 +120,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that verifies, and why each newer one was passed over.
 
     Raises:
-        UserError: if there are checkpoints, but none verifies: starting over in silence would lose them.
+        UserError: if none verifies: starting over in silence would lose them.
     """
     passed_over: list[str] = []
     for path in reversed(steps(folder)):
@@ -165,22 +165,18 @@ def claimed(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Not `flock`: a loader's worker that outlives a killed job by seconds would hold that as long.
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         os.close(descriptor)
         raise UserError(f"{run_dir}: another job is running here; wait for it, or set another run_dir") from None
     except OSError as error:  # as on Lustre mounted without locks
-        print(
-            f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other job runs here",
-            file=sys.stderr,
-            flush=True,
-        )
-    _held.add(descriptor)
+        warning = f"{run_dir}: cannot be locked ({error.strerror}); see to it that no other job runs here"
+        print(warning, file=sys.stderr, flush=True)
     try:
         _remove_leftovers(run_dir.resolve())
         yield
     finally:
-        _held.discard(descriptor)
         os.close(descriptor)
 
 
@@ -189,15 +185,3 @@ def _remove_leftovers(run_dir: Path) -> None:
         if left.resolve() != left:  # a link, or behind one: not ours
             continue
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-_held: set[int] = set()
-
-
-def _release_in_child() -> None:
-    """Otherwise a loader's worker that outlives a killed job by seconds would hold its lock as long."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_release_in_child)

@@ -17,8 +17,6 @@ SHOWN_IMAGES = 32
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage and the loop work on."""
-
     config: Config
     runtime: Runtime
     train: FaceImages | StreamedFaces
@@ -42,11 +40,7 @@ class Context:
         return self.held_out.first(SHOWN_IMAGES)
 
     def read_ahead(self) -> None:
-        """Before the first step, read the images that later steps need: one that cannot be read stops the run now.
-
-        Raises:
-            UserError, Interrupted: as `calibration`.
-        """
+        """Before the first step, read the images that later steps need; raises as `calibration`."""
         _ = self.calibration
         if self.runtime.ranks.is_main:
             _ = self.shown

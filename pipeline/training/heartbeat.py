@@ -27,29 +27,14 @@ PATIENCE_SECONDS = 35.0
 STORE_SECONDS = 10.0
 
 
-class RunningClock:
-    """A clock that stands still while this process is suspended: a job that SLURM suspends loses no rank by that."""
-
-    def __init__(self) -> None:
-        self._seconds, self._last = 0.0, time.monotonic()
-
-    def seconds(self) -> float:
-        return self._seconds
-
-    def tick(self) -> None:
-        """Called every LOOK_SECONDS, by one thread; a gap between two calls counts as one that was late."""
-        now = time.monotonic()
-        self._seconds += min(now - self._last, 3 * LOOK_SECONDS)
-        self._last = now
-
-
 class Monitor:
     """The thread; started once the ranks have met. `end` it before the first of them leaves in order."""
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, on_loss: Callable[[str], None]) -> None:
         self.stop_file = run_dir / STOP if rank == 0 else None
-        self._clock = RunningClock()
-        self.heartbeat = Heartbeat(rank, world_size, now=self._clock.seconds) if world_size > 1 else None
+        self._seconds = 0.0
+        """Since the start, without those in which this process was suspended, as SLURM suspends a job."""
+        self.heartbeat = Heartbeat(rank, world_size, now=lambda: self._seconds) if world_size > 1 else None
         self.on_loss = on_loss
         self._launched = "TORCHELASTIC_RUN_ID" in os.environ
         self._ended = threading.Event()
@@ -63,8 +48,11 @@ class Monitor:
             self.heartbeat.end()
 
     def _look(self) -> None:
+        last = time.monotonic()
         while not self._ended.wait(LOOK_SECONDS):
-            self._clock.tick()
+            now = time.monotonic()
+            self._seconds += min(now - last, 3 * LOOK_SECONDS)
+            last = now
             if self.stop_file is not None and os.path.exists(self.stop_file):  # False where the file system fails, too
                 with suppress(OSError):  # one that cannot be removed stops the run all the same
                     self.stop_file.unlink()

@@ -2,40 +2,22 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import Interrupted, StoppedElsewhere, UserError
 from pipeline.common.signals import Deferred
 from pipeline.config.load import dump
-from pipeline.config.schema import TrackingConfig
 from pipeline.data.loading.loader import MicroBatch
-from pipeline.training import checkpoint, failed_step
-from pipeline.training.checkpoint_writer import CheckpointWriter
+from pipeline.training import checkpoint
 from pipeline.training.context import Context
-from pipeline.training.resume import resume
+from pipeline.training.resume import CheckpointWriter, resume
 from pipeline.training.stage import Stage
 from pipeline.training.tracking import Tracker
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """What is due after how many steps; saves and pictures are due after the last step, too."""
-
-    tracking: TrackingConfig
-    total_steps: int
-
-    def save_is_due(self, done: int, saved: int) -> bool:
-        """Whether a multiple of `checkpoint_every` has been reached since the save after `saved` steps."""
-        every = self.tracking.checkpoint_every
-        return done == self.total_steps or done // every > saved // every
-
-    def log_is_due(self, done: int) -> bool:
-        return done == 1 or done % self.tracking.log_every == 0
-
-    def pictures_are_due(self, done: int) -> bool:
-        return done == self.total_steps or done % self.tracking.image_every == 0
 
 
 def run(stage: Stage, context: Context) -> None:
@@ -58,7 +40,7 @@ def run(stage: Stage, context: Context) -> None:
     # Only now: a configuration that is refused leaves the run as it was.
     ranks.together(context.read_ahead)
     ranks.on_main(lambda: files.write_text(config.run_dir / "config.yaml", dump(config)))
-    schedule = Schedule(config.tracking, total)
+    every = config.tracking
     tracker = Tracker(config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, total)
     batches = context.train.micro_batches(context.order, done, total)
     with closing(batches), closing(tracker), closing(CheckpointWriter(stage, context, done)) as writer:
@@ -73,15 +55,17 @@ def run(stage: Stage, context: Context) -> None:
             terms = stage.step(done, batch)
             done += 1
             tracker.add(terms, config.training.global_batch_size)
-            save_is_due = schedule.save_is_due(done, writer.saved)
-            if save_is_due or schedule.log_is_due(done):  # at a save, too: then a resumed run logs the same means
+            # A save that was due while steps were skipped is made up for.
+            save_is_due = done == total or done // every.checkpoint_every > writer.saved // every.checkpoint_every
+            log_is_due = done == 1 or done % every.log_every == 0
+            if save_is_due or log_is_due:  # at a save, too: then a resumed run logs the same means
                 tracker.flush(done, _learning_rates(stage))
             if runtime.optimizing.failure:
-                folder = failed_step.describe(stage, context, done, batch, terms)
+                folder = _describe_failed_step(stage, context, done, batch, terms)
                 ranks.agree(UserError(f"{runtime.optimizing.failure} ({folder})"))
             # While steps are skipped the weights may be spoilt: saving them would drop good ones.
             saves = save_is_due and (done == total or not runtime.optimizing.skipping)
-            shows = schedule.pictures_are_due(done)
+            shows = done == total or done % every.image_every == 0
             if saves or shows:
                 with runtime.uncompiled():
                     stage.settle()
@@ -137,3 +121,35 @@ def _save_and_stop(
         if getattr(stop, "exit_code", 2) == 2:
             raise stop from None
         raise
+
+
+def _describe_failed_step(
+    stage: Stage, context: Context, step: int, batch: list[MicroBatch], terms: dict[str, Tensor]
+) -> Path:
+    """Write `not-finite-step-N/rankNNNN.json` with terms, gradients, weights and images; returns the folder."""
+    optimizing, rank = context.runtime.optimizing, context.runtime.ranks.rank
+    folder = context.config.run_dir / stage.name / f"not-finite-step-{step:08d}"
+    values = {name: float(term) for name, term in terms.items()}
+    images = torch.cat([micro.images for micro in batch]).float()
+    parameters = {
+        f"{name}.{key}": value.detach()
+        for name, module in stage.modules.items()
+        for key, value in module.named_parameters()
+    }
+    known = {
+        "step": step,
+        "rank": rank,
+        "reason": optimizing.failure,
+        "terms": {name: value if math.isfinite(value) else str(value) for name, value in values.items()},
+        "terms_not_finite": [name for name, value in values.items() if not math.isfinite(value)],
+        "gradients_not_finite": optimizing.bad_gradients,
+        "parameters_not_finite": [name for name, value in parameters.items() if not value.isfinite().all()],
+        "largest_parameters": {name: float(value.abs().nan_to_num().max()) for name, value in parameters.items()},
+        "batch": [key for micro in batch for key in micro.keys],
+        "images": {name: float(getattr(images, name)()) for name in ("min", "max", "mean", "std")},
+        "loss_scale": optimizing.loss_scale,
+        "skipped_steps": optimizing.skipped,
+    }
+    with suppress(OSError):  # the run stops for a better reason
+        files.write_json(folder / f"rank{rank:04d}.json", known)
+    return folder

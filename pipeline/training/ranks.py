@@ -18,7 +18,6 @@ from pipeline.training.heartbeat import Monitor
 
 PATIENCE = timedelta(days=1)
 """The main rank may shard a data set while the others wait; heartbeats tell whether it is alive."""
-SIGNALS = (signal.SIGINT, *signals.PREEMPTIONS)
 NETWORK = ("gloo", "NCCL")
 """Words in the messages of a broken collective."""
 
@@ -90,7 +89,7 @@ class Ranks:
         distributed.all_gather_object(told, mine, group=self._group)
         texts, numbers = zip(*told, strict=True)
         stop: Exception | Interrupted | None = _one_error(texts)
-        for number in SIGNALS:
+        for number in signals.SIGNALS:
             if stop is None and number in numbers:
                 stop = signals.interruption(number)
         if stop is not None:

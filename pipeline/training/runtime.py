@@ -128,11 +128,6 @@ class Runtime:
             with self.accelerator.no_sync(module if number < len(micros) else None):
                 yield micro
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum over ranks, on every rank."""
-        reduced: Tensor = self.accelerator.reduce(values, reduction="sum")
-        return reduced
-
     def free_memory(self) -> None:
         """Let go of the networks and optimizers of a stage that is done: accelerate keeps what it has prepared."""
         self.accelerator.free_memory()

@@ -64,7 +64,7 @@ class Tracker:
             for name, sum_and_count in zip(group, sums_and_counts, strict=True):
                 totals[name] = totals.get(name, 0) + sum_and_count
         names = sorted(totals)
-        sums, counts = self.runtime.sum(torch.stack([totals[name] for name in names])).cpu().unbind(1)
+        sums, counts = self.runtime.accelerator.reduce(torch.stack([totals[name] for name in names])).cpu().unbind(1)
         means = {**dict(zip(names, (sums / counts).tolist(), strict=True)), **others}
         seconds = time.perf_counter() - self._since
         means["speed/images_per_second"] = self._images / seconds

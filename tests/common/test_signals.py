@@ -40,22 +40,10 @@ def test_deferred_it_is_noted(number: int) -> None:
         assert deferred.number == 0
         os.kill(os.getpid(), number)
         assert deferred.number == number
-        with pytest.raises(Interrupted), deferred.at_once():
-            raise AssertionError("one that was noted ends the block before it begins")
         deferred.end()
         with pytest.raises((Interrupted, KeyboardInterrupt)):
             os.kill(os.getpid(), number)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
-@pytest.mark.parametrize("number", NUMBERS)
-def test_a_block_in_between_may_be_ended(number: int) -> None:
-    deferred = signals.Deferred()
-    deferred.start()
-    with pytest.raises((Interrupted, KeyboardInterrupt)), deferred.at_once():
-        os.kill(os.getpid(), number)
-    os.kill(os.getpid(), number)
-    assert deferred.number == number, "noted again, after it"
 
 
 @contextmanager
@@ -93,7 +81,7 @@ from pipeline.common import signals
 deferred = signals.Deferred()
 deferred.start()
 signals.request("the file STOP")
-with deferred.at_once():
+with deferred.waiting():
     pass
 """
 

@@ -1,4 +1,4 @@
-"""DDP is exact: 1, 2 and 4 ranks compute the same gradients in float64, and hold the same weights after every step."""
+"""DDP is exact: 1, 2 and 4 ranks compute the same gradients in float64, hold the same weights, and log the same."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from forking import narrow, start_ranks
-from running import Trained, tiny_arguments
+from running import Trained, scalars, tiny_arguments
 
 from pipeline.training import checkpoint
 
@@ -62,9 +62,24 @@ def train(folder: Path, shards: Path, ranks: int, init: Path, *options: str) -> 
         started = start_ranks(place, ranks, *arguments, prepare=in_float64_and_told, TOLD=str(place))
         results = [each.finish() for each in started]
         assert [each.code for each in results] == [0] * ranks, results
+        assert [f"{command[0]} 2/2" in each.out for each in results] == [True] + [False] * (ranks - 1)
         told += [torch.load(place / f"{rank}.pt") for rank in range(ranks)]
         assert len({tuple(each["digests"]) for each in told[-ranks:]}) == 1, "all ranks hold the same weights"
     return told
+
+
+def assert_same_run(one: Path, other: Path, stage: str) -> None:
+    """Logged terms, which are float32, and saved weights."""
+    first, second = scalars(one, stage), scalars(other, stage)
+    assert first.keys() == second.keys() and list(first["loss/total"]) == [1, 2]
+    for tag in first:
+        if not tag.startswith("speed/"):
+            assert list(second[tag].values()) == pytest.approx(list(first[tag].values()), rel=1e-5, abs=1e-9), tag
+    saved, others = (checkpoint.find(run / stage) for run in (one, other))
+    assert saved.weights.keys() == others.weights.keys()
+    for key, value in saved.weights.items():
+        if key.startswith("average") or not ("running_" in key or "num_batches" in key):  # each rank's own, never used
+            torch.testing.assert_close(others.weights[key], value, rtol=1e-6, atol=1e-8, msg=key)
 
 
 @pytest.mark.parametrize("norm", ["layer", pytest.param("batch", marks=pytest.mark.faults)])
@@ -78,6 +93,8 @@ def test_gradients_are_those_of_one_process(trained: Trained, tmp_path: Path, no
         for stage, alone in enumerate(one):
             names = {"pretrain"} if stage == 0 else {"train, discriminator", "train, autoencoder"}
             assert alone["gradients"].keys() == names
+            command = "train" if stage else "pretrain"
+            assert_same_run(tmp_path / "1" / command / "run", tmp_path / str(ranks) / command / "run", command)
             for rank in range(ranks):
                 told = several[stage * ranks + rank]
                 for name in names:

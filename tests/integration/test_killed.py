@@ -116,12 +116,9 @@ def kill_often(tmp_path: Path, job: Job, kills: int) -> None:
     assert in_save or kills < 40, "some kills should have hit a save"
 
 
-def test_killed_six_times(trained: Trained, tmp_path: Path) -> None:
-    kill_often(tmp_path, Job(trained.shards), 6)
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(("ranks", "kills"), [(1, 100), (2, 40)])
+@pytest.mark.parametrize(
+    ("ranks", "kills"), [(1, 3), *(pytest.param(*n, marks=pytest.mark.faults) for n in ((1, 100), (2, 40)))]
+)
 def test_killed_often(trained: Trained, tmp_path: Path, ranks: int, kills: int) -> None:
     kill_often(tmp_path, Job(trained.shards, ranks), kills)
 

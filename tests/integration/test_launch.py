@@ -71,24 +71,15 @@ class Cluster:
     def job(self, script: str, *arguments: str, **variables: object) -> "subprocess.Popen[str]":
         spooled = self.stand_ins / "slurm_script"
         spooled.write_text((REPOSITORY / "launch" / "slurm" / script).read_text())
-        slurm = {
-            "SLURM_JOB_ID": 4711,
-            "SLURM_JOB_NODELIST": "node1",
-            "SLURM_JOB_NUM_NODES": 1,
-            "SLURM_NTASKS": 2,
-            "SLURM_CPUS_PER_TASK": 1,
-        }
-        settings: dict[str, Any] = {**slurm, "VENV": self.environment, "STAND_INS": self.stand_ins, **variables}
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        slurm = {"JOB_ID": 4711, "JOB_NODELIST": "node1", "JOB_NUM_NODES": 1, "NTASKS": 2, "CPUS_PER_TASK": 1}
+        settings: dict[str, Any] = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+        settings |= {"PATH": f"{self.stand_ins}:{os.environ['PATH']}", "OMP_NUM_THREADS": 1}
+        settings |= {f"SLURM_{key}": value for key, value in slurm.items()}
+        settings |= {"VENV": self.environment, "STAND_INS": self.stand_ins, **variables}
         return subprocess.Popen(
             ["bash", str(spooled), *arguments],
             cwd=REPOSITORY,
-            env={
-                **inherited,
-                "PATH": f"{self.stand_ins}:{os.environ['PATH']}",
-                "OMP_NUM_THREADS": "1",
-                **{key: str(value) for key, value in settings.items()},
-            },
+            env={key: str(value) for key, value in settings.items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

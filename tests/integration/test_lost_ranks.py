@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from forking import Started, narrow, start_ranks
-from running import ENDLESS_JOB, Trained, children, tiny_arguments, wait_for
+from running import ENDLESS_JOB, Trained, children, make_shards, tiny_arguments, wait_for
 
 from pipeline.data.shards.reader import ShardReader
 from pipeline.training import checkpoint
@@ -77,7 +78,10 @@ def impatient() -> None:
 
 @pytest.mark.parametrize(
     ("victim", "prepare"),
-    [(1, impatient), (0, impatient), *(pytest.param(v, narrow, marks=pytest.mark.faults) for v in (0, 1))],
+    [
+        (1, impatient),
+        *(pytest.param(*each, marks=pytest.mark.faults) for each in ((0, impatient), (0, narrow), (1, narrow))),
+    ],
 )
 def test_a_rank_that_hangs(trained: Trained, tmp_path: Path, victim: int, prepare: Callable[[], None]) -> None:
     """It keeps its connections, as a machine that has lost its network does: only its heart tells."""
@@ -107,7 +111,7 @@ def test_a_suspended_job_goes_on(trained: Trained, tmp_path: Path) -> None:
     assert [each.finish().code for each in started] == [75, 75]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.faults), 2])
 def test_a_loader_worker_that_is_killed(trained: Trained, tmp_path: Path, ranks: int) -> None:
     """As for want of memory: a rank that has lost its worker is lost to the others."""
     started = begin(tmp_path, trained.shards, ranks)
@@ -149,6 +153,24 @@ def test_a_shared_mistake_is_said_once(trained: Trained, tmp_path: Path) -> None
         results = [each.finish() for each in start_ranks(tmp_path / str(number), 2, *arguments, prepare=narrow)]
         assert [each.code for each in results] == [2, 2], results
         assert message in results[0].errors and results[0].errors.count("\n") == 1 and not results[1].errors, results
+
+
+def on_rank_one_from_elsewhere() -> None:
+    """As on a node with its own copy of the shards, which is older."""
+    if os.environ["RANK"] == "1":
+        sys.argv += ["--set", f"data.shards={os.environ['ELSEWHERE']}"]
+
+
+def test_ranks_with_other_shards_are_refused(trained: Trained, tmp_path: Path) -> None:
+    """They would train to the end, and nothing could resume that."""
+    elsewhere = make_shards(tmp_path / "elsewhere", first_seed=50)
+    arguments = ("pretrain", *tiny_arguments(tmp_path / "run", trained.shards, *ENDLESS_JOB))
+    ranks = start_ranks(tmp_path, 2, *arguments, prepare=on_rank_one_from_elsewhere, ELSEWHERE=str(elsewhere))
+    results = [each.finish() for each in ranks]
+    assert [each.code for each in results] == [2, 2], results
+    expected = f"rank 1: {elsewhere / 'train'}: other training data than rank 0 has there; bring this node's up to date"
+    results[0].assert_one_line(expected)
+    assert not (tmp_path / "run" / "pretrain").exists()
 
 
 def looks_elsewhere() -> None:

@@ -18,6 +18,7 @@ from running import ENDLESS_JOB, Process, Trained, accelerate_launch, finish, ti
 
 from pipeline.training import checkpoint
 
+pytestmark = pytest.mark.faults  # `test_lost_ranks` has the first of their kind
 PORT = "29555"
 """Free in every new network namespace."""
 
@@ -123,7 +124,6 @@ def test_a_node_dies_and_comes_back(nodes: tuple[Node, Node], trained: Trained, 
     assert_comes_back(nodes, run, trained.shards, start_ranks)
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("begin", [start_ranks, launch])
 def test_a_cable_is_pulled(nodes: tuple[Node, Node], trained: Trained, tmp_path: Path, begin: Starter) -> None:
     """Both nodes live on, but nothing passes, and no connection is closed."""

@@ -1,23 +1,15 @@
 """Heartbeats and what else a rank's thread sees; several processes are in integration/test_lost_ranks.py."""
 
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from running import wait_for
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from pipeline.common import signals
 from pipeline.training import heartbeat
 from pipeline.training.heartbeat import PATIENCE_SECONDS, Heartbeat, Monitor
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("silent", [None, 0, 2])

@@ -212,9 +212,3 @@ def test_a_copy_of_a_checkpoint_is_neither_taken_nor_dropped(trained: Trained, r
     assert result.code == 0 and f"resumed from {folder / 'step-00000004'}" in result.out
     assert all(copy.is_dir() for copy in copies)
     assert [path.name for path in checkpoint.steps(folder)] == ["step-00000005", "step-00000006"]
-
-
-def test_a_batch_that_does_not_divide_names_what_would_do(trained: Trained, tmp_path: Path) -> None:
-    arguments = tiny_arguments(tmp_path / "run", trained.shards, "training.micro_batch_size=3")
-    latentfuse("pretrain", *arguments).assert_one_line("micro_batch_size: 3", "these do: 2, 4")
-    assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.schema import OptimizerConfig
 from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage
+from pipeline.training.pretrain import PretrainStage
 
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.equal")
 """Operations that bring numbers to the host."""
@@ -50,29 +52,29 @@ LEVERS = ("speed.channels_last=true", "speed.channels_last=null", "optimizer.fus
 
 
 def test_a_lever_changes_nothing_but_rounding(trained: Trained, tmp_path: Path) -> None:
-    plain_terms, plain = train(new_stage(trained, tmp_path, *PLAIN))
+    stage = new_stage(trained, tmp_path, *PLAIN)
+    plain_terms, plain = train(stage)
+    assert_layout(stage, frozen=False, others=False)
     for lever in LEVERS:
-        terms, weights = train(new_stage(trained, tmp_path, *PLAIN, lever))
+        stage = new_stage(trained, tmp_path, *PLAIN, lever)
+        terms, weights = train(stage)
+        assert_layout(stage, frozen="channels_last" in lever, others="channels_last=true" in lever)
         torch.testing.assert_close(terms, plain_terms, rtol=1e-8, atol=1e-12, msg=lambda text: f"{lever}: {text}")  # noqa: B023
         torch.testing.assert_close(weights, plain, rtol=1e-7, atol=1e-9, msg=lambda text: f"{lever}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize(("setting", "frozen", "others"), [("null", 1, 0), ("true", 1, 1), ("false", 0, 0)])
-def test_the_layout_is_what_was_asked_for(
-    trained: Trained, tmp_path: Path, setting: str, frozen: bool, others: bool
-) -> None:
-    """On a CPU."""
+def assert_layout(stage: FusionStage, *, frozen: bool, others: bool) -> None:
+    """Whether the frozen network, and the others and the images, are channels last."""
 
     def channels_last(*tensors: Tensor) -> set[bool]:
         wide = [each for each in tensors if each.dim() == 4 and each.shape[1] > 1 and each.shape[2] > 1]
         return {each.is_contiguous(memory_format=torch.channels_last) for each in wide}
 
-    stage = new_stage(trained, tmp_path, f"speed.channels_last={setting}")
     (micro,) = stage.inputs(0, batch_of(stage.context, 0))
-    assert channels_last(*stage.perceptual.parameters()) == {bool(frozen)}
+    assert channels_last(*stage.perceptual.parameters()) == {frozen}
     for module in (stage.critic, stage.average.trained, stage.average.module):
-        assert channels_last(*module.parameters()) == {bool(others)}
-    assert channels_last(micro.images) == {bool(others)}
+        assert channels_last(*module.parameters()) == {others}
+    assert channels_last(micro.images) == {others}
 
 
 @pytest.mark.parametrize("last", [True, False])
@@ -121,6 +123,61 @@ for keep in (False, True):
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     given_back, kept = map(int, run.stdout.split())
     assert kept < 600 and given_back > 5000
+
+
+def test_nothing_but_steps_is_compiled(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what is measured before training, shown or averaged: other batches, and no step waits for their compiler."""
+    torch.set_default_dtype(torch.float32)
+    graphs: list[str] = []
+
+    def compiler(graph: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        graphs.append(place[-1])
+        return graph
+
+    def noted(step: Callable[..., Any]) -> Callable[..., Any]:
+        def in_step(*arguments: Any) -> Any:
+            place.append("step")
+            try:
+                return step(*arguments)
+            finally:
+                place.pop()
+
+        return in_step
+
+    place, compile_ = ["elsewhere"], nn.Module.compile
+    for stage in (PretrainStage, FusionStage):
+        monkeypatch.setattr(stage, "step", noted(stage.step))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compile_(self, backend=compiler, dynamic=False))
+    options = (
+        *("speed.compile=default", "training.ema_decay=0", "perceptual.feature_scale=unit"),
+        *("model.discriminator_norm=layer", "tracking.image_every=2"),
+    )
+    torch._dynamo.reset()
+    for command in ("pretrain", "train"):
+        result = latentfuse(command, *tiny_arguments(tmp_path / "run", trained.shards, *options))
+        assert result.code == 0, result.errors
+    assert graphs and set(graphs) == {"step"}
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_gradients_of_cuda_graphs_are_added_to_ours(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int
+) -> None:
+    """Theirs lie in the graphs' memory, which the next micro-batch overwrites. Without graphs the numbers are alike."""
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    weights = []
+    for compiled in ("no", "reduce-overhead"):
+        options = (f"training.micro_batch_size={micro}", f"speed.compile={compiled}")
+        stage = FusionStage(new_setup(tiny_config(tmp_path / compiled, trained.shards, *options)), trained.run)
+        stage.begin()
+        parameters = [p for module in (stage.average.trained, stage.critic) for p in module.parameters()]
+        ours = [p.grad for p in parameters]
+        for step in range(2):
+            stage.step(step, batch_of(stage.context, step))
+        if compiled != "no":
+            assert all(grad is not None and p.grad is grad for p, grad in zip(parameters, ours, strict=True))
+        weights.append([p.detach() for p in parameters])
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 @pytest.mark.slow
@@ -290,10 +347,7 @@ def test_a_save_that_fails_ends_the_run(
 
 def test_switches_reach_torch(trained: Trained, tmp_path: Path) -> None:
     for value in (True, False):
-        setting = str(value).lower()
-        config = tiny_config(
-            tmp_path / "run", trained.shards, f"speed.tf32={setting}", f"speed.cudnn_benchmark={setting}"
-        )
-        new_setup(config)
+        settings = [f"speed.{name}={str(value).lower()}" for name in ("tf32", "cudnn_benchmark")]
+        new_setup(tiny_config(tmp_path / "run", trained.shards, *settings))
         assert torch.backends.cudnn.benchmark is value and torch.backends.cudnn.allow_tf32 is value
         assert torch.backends.cuda.matmul.allow_tf32 is value

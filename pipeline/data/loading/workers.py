@@ -3,12 +3,14 @@
 import multiprocessing
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import process
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -73,6 +75,15 @@ def _follow_the_trainer(worker: int) -> None:
     assert parent is not None and parent.pid is not None, "only workers run this"
     heed_parent_only(parent.pid)
     keep_freed_memory()
+    sys.excepthook = _say_nothing_of_lost_connections
+
+
+def _say_nothing_of_lost_connections(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Where the trainer ends while it fetches an image from this worker, multiprocessing would print a traceback."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _end(batches: Any, workers: set[BaseProcess]) -> None:
