@@ -154,9 +154,9 @@ def stop(workers: Iterable[BaseProcess], seconds: float = STOP_SECONDS) -> None:
 
 def _work(connection: Connection, parent: int, function: Callable[..., Any], shared: Any, tasks: Sequence[Any]) -> None:
     """What a worker does: it takes numbers of tasks and gives their results, until it is stopped."""
-    heed_parent_only(parent)
-    gc.freeze()  # what the parent has made is not this worker's garbage
     try:
+        heed_parent_only(parent)
+        gc.freeze()  # what the parent has made is not this worker's garbage
         while True:
             number = connection.recv()
             outcome: tuple[Any, Exception | None]
