@@ -17,7 +17,7 @@ from pipeline.evaluation.realism import FeatureExtractor
 from pipeline.measures.distances import named, perceptual_point
 from pipeline.measures.half_way import detours, half_way
 from pipeline.measures.reconstruction import fidelity
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
 

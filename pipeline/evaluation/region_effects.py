@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.inference import landmarks
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 from pipeline.models import regions
 
 

@@ -29,7 +29,7 @@ from pipeline.evaluation.table import as_table
 from pipeline.inference.bundle import Bundle
 from pipeline.measures.distances import named
 from pipeline.measures.effects import dead_elements
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 from pipeline.models import regions
 from pipeline.models.perceptual import PerceptualNetwork
 

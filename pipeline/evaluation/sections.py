@@ -12,7 +12,7 @@ from pipeline.evaluation.pose import pose_statistics
 from pipeline.evaluation.statistics import Statistic, as_means
 from pipeline.measures import effects, path
 from pipeline.measures.distances import Point, perceptual_point, pixel_point
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
 STATISTICS: dict[str, Statistic] = {

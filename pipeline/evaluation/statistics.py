@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.measures.rows import Array, Rows
+from pipeline.measures.effects import Array, Rows
 
 Statistic = Callable[[Rows], Rows]
 """From means (R, ...) to values (R, ...); each of the R entries comes from one resampling of the rows."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.statistics import DRAWS, as_means, draws, interval, plain, resampling, summarised, value
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 
 
 def test_intervals_of_a_mean_hold_it_as_often_as_they_say() -> None:
