@@ -14,7 +14,7 @@ from pipeline.evaluation.sections import OF_FACES, STATISTICS
 from pipeline.evaluation.statistics import draws, interval, plain, value
 from pipeline.evaluation.table import interval as as_interval
 from pipeline.evaluation.table import number
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 
 ALIKE = {
     "version": "definitions (version)",

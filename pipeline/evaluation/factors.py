@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.statistics import plain
-from pipeline.measures.rows import Array
+from pipeline.measures.effects import Array
 
 PAINTED_ONLY = {"Dark_Skin", "Facing_Left", "Facing_Right", "Light_From_Left", "Light_From_Right"}
 """Attributes that `synth` writes and CelebA does not know: where they are, attributes are true factors."""

@@ -15,9 +15,9 @@ from pipeline.config.schema import LAYERS
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.realism import FeatureExtractor
 from pipeline.measures.distances import named, perceptual_point
+from pipeline.measures.effects import Rows
 from pipeline.measures.half_way import detours, half_way
 from pipeline.measures.reconstruction import fidelity
-from pipeline.measures.rows import Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
 
@@ -63,7 +63,10 @@ def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: Featu
             found |= detours(perceptual_point(features), points[a], points[b])
             _extend(fused_pairs, found | {"features": extractor.features(fused, features)})
     reconstructed, fused_features = (torch.cat(columns.pop("features")).cpu() for columns in (every, fused_pairs))
-    net = lpips_name(lpips is not None, perceptual)
+    net = "LPIPS, AlexNet with its learned weights"
+    if lpips is None:
+        layers = f"{LAYERS[0]} to {LAYERS[-1]}"
+        net = f"in LPIPS's manner, not the published LPIPS: {named(perceptual)}, {layers}, unweighted"
     return ImagePass(_rows(every), _rows(fused_pairs), reconstructed, fused_features, net)
 
 
@@ -74,13 +77,6 @@ def published_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] 
         return None
     net = LearnedPerceptualImagePatchSimilarity(net_type="alex", sync_on_compute=False).net.to(device)
     return lambda x, y: net(x, y).reshape(len(x))
-
-
-def lpips_name(published: bool, perceptual: PerceptualNetwork) -> str:
-    """What LPIPS was measured with."""
-    if published:
-        return "LPIPS, AlexNet with its learned weights"
-    return f"in LPIPS's manner, not the published LPIPS: {named(perceptual)}, {LAYERS[0]} to {LAYERS[-1]}, unweighted"
 
 
 def _extend(columns: dict[str, list[Tensor]], found: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from PIL.Image import Image
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 
 METRICS, PER_IMAGE, TABLE = "metrics.json", "per_image.json", "metrics.md"
 FIGURES = ("reconstruction", "strips", "elements", "effects", "path", "shapley", "pose", "factors")

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.evaluation.realism import kernel
 from pipeline.evaluation.statistics import count as rows_of
 from pipeline.evaluation.statistics import plain, summarised
-from pipeline.measures.rows import Array, Rows
+from pipeline.measures.effects import Array, Rows
 
 BINS = 4
 """Quarters of the pairs by their difference of yaw: the first is near, the last is far."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.inference import landmarks
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 from pipeline.models import regions
 
 
@@ -22,9 +22,11 @@ def region_effect(changed: Tensor, base: Tensor, inside: Tensor) -> tuple[Tensor
     """
     change = (changed - base).abs().mean(dim=1)
     inside = inside.to(change.dtype).expand_as(change)
-    outside = 1 - inside
-    means = [(change * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2)) for part in (inside, outside)]
-    return means[0], means[1]
+
+    def mean(part: Tensor) -> Tensor:
+        return (change * part).sum(dim=(1, 2)) / part.sum(dim=(1, 2))
+
+    return mean(inside), mean(1 - inside)
 
 
 @torch.no_grad()

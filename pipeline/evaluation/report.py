@@ -28,8 +28,7 @@ from pipeline.evaluation.statistics import summarised
 from pipeline.evaluation.table import as_table
 from pipeline.inference.bundle import Bundle
 from pipeline.measures.distances import named
-from pipeline.measures.effects import dead_elements
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows, dead_elements
 from pipeline.models import regions
 from pipeline.models.perceptual import PerceptualNetwork
 
@@ -108,9 +107,11 @@ def _measured(
     result["reconstruction"]["LPIPS_net"] = found.lpips_net
     result["effects"]["dead_elements"] = dead_elements(np.array(result["effects"]["matrix"]))
     features, unit = _training_features(training, extractor, bundle) if training else (None, 1.0)
-    fused, reconstructed = found.fused / unit, found.reconstructed / unit
-    result["realism"] = {"left_out": "no training images: give their split folder with --train"}
-    if features is not None:
+    fused = found.fused / unit
+    if features is None:
+        result["realism"] = {"left_out": "no training images: give their split folder with --train"}
+    else:
+        reconstructed = found.reconstructed / unit
         result["realism"] = {"net": extractor.name, **realism(features, fused, reconstructed, config.seed)}
     result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), fused, features, config.seed)
     result["factors"] = _factors(faces, config.seed)
@@ -132,7 +133,7 @@ def _rows(
         "effects": effects,
         "reconstruction": found.reconstruction,
         "half_way": found.half_way,
-        "path_pixels": sections.path_pixel_rows(faces, some),
+        "path_pixels": sections.path_rows(faces, None, some),
         "regions": region_rows(faces, some),
     }
     if few:

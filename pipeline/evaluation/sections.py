@@ -12,7 +12,7 @@ from pipeline.evaluation.pose import pose_statistics
 from pipeline.evaluation.statistics import Statistic, as_means
 from pipeline.measures import effects, path
 from pipeline.measures.distances import Point, perceptual_point, pixel_point
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
 STATISTICS: dict[str, Statistic] = {
@@ -52,18 +52,13 @@ def shapley_rows(faces: FacePairs, perceptual: PerceptualNetwork, pairs: int) ->
     return _rows(faces, pairs, "corners", measure)
 
 
-def path_rows(faces: FacePairs, perceptual: PerceptualNetwork, pairs: int) -> Rows:
-    """Of `path.path_columns`, measured by the perceptual network."""
-    return _path_rows(faces, lambda images: perceptual_point(perceptual(images)), pairs, "paths")
+def path_rows(faces: FacePairs, perceptual: PerceptualNetwork | None, pairs: int) -> Rows:
+    """Of `path.path_columns`, measured by the perceptual network, or by pixels where there is none."""
+    bundle, name = faces.bundle, "paths" if perceptual else "paths in pixels"
 
+    def point(images: Tensor) -> Point:
+        return perceptual_point(perceptual(images)) if perceptual else pixel_point(images)
 
-def path_pixel_rows(faces: FacePairs, pairs: int) -> Rows:
-    """The same, measured by pixels."""
-    return _path_rows(faces, pixel_point, pairs, "paths in pixels")
-
-
-def _path_rows(faces: FacePairs, point: Callable[[Tensor], Point], pairs: int, name: str) -> Rows:
-    bundle = faces.bundle
     lambdas = path.lines(bundle.elements)
 
     def measure(a: Tensor, z_a: Tensor, z_b: Tensor) -> dict[str, Tensor]:

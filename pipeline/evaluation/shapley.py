@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pipeline.measures.distances import represented, represented_distances
-from pipeline.measures.mixing import Fuse, fused_at
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
+from pipeline.measures.path import Fuse, fused_at
 from pipeline.models.perceptual import PerceptualNetwork
 
 MOST_ELEMENTS = 8

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.measures.rows import Array, Rows
+from pipeline.measures.effects import Array, Rows
 
 Statistic = Callable[[Rows], Rows]
 """From means (R, ...) to values (R, ...); each of the R entries comes from one resampling of the rows."""
@@ -75,14 +75,9 @@ def as_means(means: Rows) -> Rows:
 
 def plain(values: Any) -> Any:
     """Rounded numbers and lists for JSON; None for what is not finite."""
-    listed = np.asarray(values, dtype=np.float64).tolist()
-    return _plain(listed)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return round(value, DECIMALS) if math.isfinite(value) else None
+    if np.ndim(values):
+        return [plain(each) for each in values]
+    return round(float(values), DECIMALS) if math.isfinite(values) else None
 
 
 def _apply(rows: Rows, weights: Array, statistic: Statistic) -> Rows:

@@ -4,15 +4,18 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config.schema import CONTENT_LAYERS, LAYERS, STYLE_LAYERS
 from pipeline.measures.distances import represented, represented_distances
-from pipeline.measures.mixing import Fuse
-from pipeline.measures.rows import Array, Rows
+from pipeline.measures.path import Fuse
 from pipeline.models.autoencoder import rolled
 from pipeline.models.perceptual import PerceptualNetwork
 
+Array = NDArray[np.float64]
+Rows = dict[str, Array]
+"""What is measured per image or pair: name -> (n, ...), one value or one small array for each."""
 DEAD = 0.05
 """An element none of whose effects is larger does nothing."""
 

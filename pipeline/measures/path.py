@@ -1,17 +1,32 @@
 """The way from A to B: whether the fused image leaves A steadily as lambda falls."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.regression import spearman_corrcoef
 
 from pipeline.measures.distances import Point
-from pipeline.measures.mixing import Fuse, fused_at
 
+Fuse = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`Bundle.fuse`: Z_A and Z_B, (B, C, h, w), and Lambda -> C, (B, 3, S, S). Lambda = 1 gives A' and 0 gives B'."""
+AT_ONCE = 32
+"""Images that a batch has at most, unless there are more pairs: the perceptual network is slow on single images."""
 STEPS = 11
 """Lambdas from 1 to 0, both included."""
+
+
+def fused_at(fuse: Fuse, z_a: Tensor, z_b: Tensor, lambdas: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """C at each of (K, N) Lambdas, a batch at a time.
+
+    Yields:
+        Images (k * B, 3, S, S), all pairs of one Lambda after those of the one before; and k.
+    """
+    pairs = len(z_a)
+    for some in lambdas.split(max(1, AT_ONCE // pairs)):
+        a, b = (z.repeat(len(some), 1, 1, 1) for z in (z_a, z_b))
+        yield fuse(a, b, some.repeat_interleave(pairs, dim=0)), len(some)
 
 
 def lines(elements: int) -> Tensor:

@@ -1,6 +1,5 @@
 """E and G as one module with one forward (docs/method.md, eq. 1), for every structure of elements."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,29 +8,6 @@ from torch import Tensor, nn
 from pipeline.config.schema import ModelConfig
 from pipeline.models import latents, pyramid
 from pipeline.models.networks import Encoder, Generator, touched
-
-
-class Structure(NamedTuple):
-    """What an element of the latent is: a group of channels, and the networks that write and read them."""
-
-    encoder: type[Encoder]
-    generator: type[Generator]
-    sizes: Callable[[ModelConfig], tuple[int, ...]]
-    """Channels of each element, adding up to 16 base_channels."""
-    without_position: int = 0
-    """How many of the first elements are the same in all rows and columns."""
-
-
-STRUCTURES = {
-    "channels": Structure(Encoder, Generator, lambda c: latents.element_sizes(16 * c.base_channels, c.elements)),
-    "pyramid": Structure(
-        pyramid.PyramidEncoder,
-        pyramid.PyramidGenerator,
-        lambda config: pyramid.element_sizes(16 * config.base_channels),
-        without_position=pyramid.STYLES,
-    ),
-}
-"""By the values of `model.structure`."""
 
 
 class FusionOutput(NamedTuple):
@@ -53,12 +29,15 @@ class FusionAutoencoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        structure = STRUCTURES[config.structure]
-        self.encoder = structure.encoder(config)
-        self.generator = structure.generator(config)
-        self.sizes = structure.sizes(config)
-        """Channels of each element."""
-        self.without_position = structure.without_position
+        # sizes: channels of each element; without_position: so many first ones are the same in all rows and columns.
+        channels = 16 * config.base_channels
+        if config.structure == "pyramid":
+            self.encoder: Encoder = pyramid.PyramidEncoder(config)
+            self.generator: Generator = pyramid.PyramidGenerator(config)
+            self.sizes, self.without_position = pyramid.element_sizes(channels), pyramid.STYLES
+        else:
+            self.encoder, self.generator = Encoder(config), Generator(config)
+            self.sizes, self.without_position = latents.element_sizes(channels, config.elements), 0
 
     def forward(self, images: Tensor, lambda_: Tensor | None = None, flipped_pairs: int = 0) -> FusionOutput:
         """Reconstruct a batch, fuse every image with the one before it, and flip single elements.

@@ -93,37 +93,18 @@ class Refinement(nn.Module):
 
 def residual_down(block: nn.Module, inputs: int, outputs: int) -> Residual:
     """`block` halves the resolution; its shortcut moves 2 x 2 pixels into channels."""
-    return Residual(block, nn.Sequential(PixelsToChannels(), FitChannels(4 * inputs, outputs)))
+    return Residual(block, nn.Sequential(nn.PixelUnshuffle(2), FitChannels(4 * inputs, outputs)))
 
 
 def residual_up(block: nn.Module, inputs: int, outputs: int) -> Residual:
     """`block` doubles the resolution; its shortcut moves channels into 2 x 2 pixels."""
-    return Residual(block, nn.Sequential(FitChannels(inputs, 4 * outputs), ChannelsToPixels()))
+    return Residual(block, nn.Sequential(FitChannels(inputs, 4 * outputs), nn.PixelShuffle(2)))
 
 
-def channels_last(x: Tensor) -> bool:
-    """Whether the channels of (B, C, H, W) lie side by side in memory. Where two layouts meet, a GPU is slow."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-class PixelsToChannels(nn.Module):
-    """`PixelUnshuffle` by 2, (B, C, H, W) -> (B, 4C, H/2, W/2); keeps channels last, as torch's does on CPUs alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not channels_last(x):
-            return functional.pixel_unshuffle(x, 2)
-        cells: Tensor = x.movedim(1, -1).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, H/2, 2, W/2, 2, C)
-        return cells.permute(0, 1, 3, 5, 2, 4).flatten(3).movedim(-1, 1)
-
-
-class ChannelsToPixels(nn.Module):
-    """`PixelShuffle` by 2, its inverse: (B, 4C, H, W) -> (B, C, 2H, 2W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not channels_last(x):
-            return functional.pixel_shuffle(x, 2)
-        cells: Tensor = x.movedim(1, -1).unflatten(3, (-1, 2, 2))  # (B, H, W, C, 2, 2)
-        return cells.permute(0, 1, 4, 2, 5, 3).flatten(1, 2).flatten(2, 3).movedim(-1, 1)
+def memory_format(x: Tensor) -> torch.memory_format:
+    """How (B, C, H, W) lies in memory. Where two layouts meet, a GPU is slow."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class FitChannels(nn.Module):
@@ -142,7 +123,7 @@ class FitChannels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.averaging is not None:
             return functional.conv2d(x, self.averaging)
-        last = channels_last(x)
+        last = memory_format(x) == torch.channels_last  # keep it, and that of the gradient
         x, dim = (x.movedim(1, -1), 3) if last else (x, 1)
         if self.outputs % self.inputs == 0:
             x = x.repeat_interleave(self.outputs // self.inputs, dim)

@@ -66,11 +66,7 @@ def spread(cells: Tensor) -> Tensor:
     side = cells.shape[-1]
     unit = torch.eye(side, dtype=cells.dtype, device=cells.device)[None]
     along = functional.interpolate(unit, scale_factor=LAYOUT_CELL, mode="linear")[0]  # (n, 4n)
-    if blocks.channels_last(cells):
-        down = along.T @ cells.movedim(1, -1).flatten(2)  # (B, 4n, n c)
-        both: Tensor = along.T @ down.unflatten(2, (cells.shape[-1], -1))
-        return both.movedim(-1, 1)
-    return along.T @ cells @ along
+    return (along.T @ cells @ along).contiguous(memory_format=blocks.memory_format(cells))
 
 
 def deviation(band: Tensor) -> Tensor:

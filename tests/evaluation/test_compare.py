@@ -59,15 +59,12 @@ def test_other_faces_or_measures_are_refused(key: str, named: str, evaluated: Pa
     latentfuse("compare", evaluated / "metrics.json", other).assert_one_line(f"different {named}")
 
 
-@pytest.mark.parametrize(("key", "value"), [("net", "another"), ("features", 2048), ("train_count", 3)])
-def test_realism_that_was_measured_otherwise_is_refused(
-    key: str, value: object, evaluated: Path, tmp_path: Path
-) -> None:
+def test_realism_that_was_measured_otherwise_is_refused(evaluated: Path, tmp_path: Path) -> None:
     other = changed(evaluated, tmp_path / "other")
     result = json.loads(other.read_text())
-    result["realism"][key] = value
-    other.write_text(json.dumps(result))
-    latentfuse("compare", evaluated / "metrics.json", other).assert_one_line(f"realism: different {key}")
+    for key, value in (("net", "another"), ("features", 2048), ("train_count", 3)):
+        other.write_text(json.dumps(result | {"realism": result["realism"] | {key: value}}))
+        latentfuse("compare", evaluated / "metrics.json", other).assert_one_line(f"realism: different {key}")
 
 
 def test_what_is_no_evaluation_is_named(evaluated: Path, tmp_path: Path) -> None:

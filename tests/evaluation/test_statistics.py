@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.statistics import DRAWS, as_means, draws, interval, plain, resampling, summarised, value
-from pipeline.measures.rows import Rows
+from pipeline.measures.effects import Rows
 
 
 def test_intervals_of_a_mean_hold_it_as_often_as_they_say() -> None:
@@ -85,12 +85,6 @@ def test_what_is_undefined_is_none() -> None:
     section = summarised({"x": np.zeros(4)}, nothing, seed=0)
     assert section["nothing"] is None and section["interval"]["nothing"] == [None, None]
     assert plain([[1.23456789, float("inf")], [2, float("nan")]]) == [[1.234568, None], [2, None]]
-
-
-def test_a_single_row_has_no_interval() -> None:
-    section = summarised({"x": np.ones(1)}, as_means, seed=0)
-    assert section["x"] == 1 and section["interval"]["x"] == [None, None]
-
-
-def test_draws_without_a_value_are_left_out() -> None:
-    assert interval(np.array([np.nan, 1, 1, 1]))[0] == 1
+    single = summarised({"x": np.ones(1)}, as_means, seed=0)
+    assert single["x"] == 1 and single["interval"]["x"] == [None, None]
+    assert interval(np.array([np.nan, 1, 1, 1]))[0] == 1, "draws without a value are left out"

@@ -51,7 +51,7 @@ def assert_same(shown: np.ndarray, image: Tensor) -> None:
 
 def test_fusing_imports_no_training_and_no_charts() -> None:
     """They take longer to import than a picture takes to fuse."""
-    slow = ("accelerate", "matplotlib", "pipeline.training", "torchmetrics")
+    slow = ("accelerate", "matplotlib", "pipeline.training", "torch._dynamo", "torchmetrics", "torchvision")
     code = f"import sys, pipeline.inference.fuse; print(sorted(set(sys.modules) & {set(slow)}))"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pipeline.measures.distances import pixel_point
-from pipeline.measures.path import STEPS, lines, path_columns, rank_correlation, travelled
+from pipeline.measures.path import STEPS, fused_at, lines, path_columns, rank_correlation, travelled
 from pipeline.models import latents
 
 
@@ -55,3 +55,18 @@ def test_a_path_in_one_step_is_as_uneven_as_can_be() -> None:
     columns = path_columns({"to_a": to_a, "to_start": to_a, "steps": steps})
     assert columns["largest_step_all"].item() == pytest.approx(STEPS - 1)
     assert columns["spearman_all"].item() < 0.9
+
+
+@pytest.mark.parametrize(("pairs", "batches"), [(1, [7]), (12, [24, 24, 24, 12]), (40, [40] * 7)])
+def test_every_pair_at_every_lambda(pairs: int, batches: list[int]) -> None:
+    z_a, z_b = torch.rand(2, pairs, 3, 2, 2)
+    lambdas, sizes = torch.rand(7, 3), list[int]()
+
+    def fuse(z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
+        sizes.append(len(z_a))
+        return latents.mix(z_a, z_b, lambda_)
+
+    found = [image for images, count in fused_at(fuse, z_a, z_b, lambdas) for image in images.chunk(count)]
+    assert sizes == batches and len(found) == 7
+    for images, lambda_ in zip(found, lambdas, strict=True):
+        torch.testing.assert_close(images, latents.mix(z_a, z_b, lambda_))
