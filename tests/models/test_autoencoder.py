@@ -83,7 +83,7 @@ def test_pairs_whose_elements_are_flipped(recipe: dict[str, Any]) -> None:
     both, batch = model(**recipe).eval(), images()
     lam = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
     alone, output = both(batch, lam), both(batch, lam, 3)
-    close = {"rtol": 1e-4, "atol": 1e-5}
+    close: Any = {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(output[:2], alone[:2], **close)
     z = both.encoder(batch)
     for index, image in enumerate(output.flipped):
@@ -124,7 +124,8 @@ def moved(both: FusionAutoencoder) -> FusionAutoencoder:
     """With a refinement, if it has one, that does something: a new one adds nothing."""
     for block in both.generator.modules():
         if isinstance(block, Refinement):
-            nn.init.normal_(block.up[-1][1].weight, std=0.1)
+            last: Any = block.up[-1]
+            nn.init.normal_(last[1].weight, std=0.1)
             nn.init.normal_(block.told.weight)
     return both
 
@@ -230,7 +231,8 @@ def test_elements_are_level_contrasts_layout_and_detail() -> None:
         features: Tensor = both.generator.features(both.mix(z_a, z_b, lam), lambda x: x)
         return features
 
-    a, close = last_features(), {"rtol": 1e-4, "atol": 1e-5}
+    close: Any = {"rtol": 1e-4, "atol": 1e-5}
+    a = last_features()
     by_level = last_features(1) - a
     torch.testing.assert_close(by_level, by_level[..., :1, :1].expand_as(a), **close)
     # Detail and its contrast are one summand; level, layout and its contrast the other.
@@ -280,7 +282,8 @@ def test_elements_meet_in_a_refinement() -> None:
 @torch.no_grad()
 def test_a_refinement_gets_how_the_styles_differ() -> None:
     both, batch, told = model(base_channels=16, **REFINED).eval(), images(2), list[Tensor]()
-    both.generator.refinement.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
+    refinement: Any = both.generator.refinement
+    refinement.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
     z_a, z_b = both.encoder(batch).split(1)
     flips = 1 - torch.eye(5)
     both.fuse_unchecked(z_a, z_b, torch.cat([torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5), flips]))

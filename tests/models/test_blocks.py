@@ -1,5 +1,7 @@
 """Shapes, normalisation and activation of the blocks."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ def test_norms(kind: Norm) -> None:
 
 @pytest.mark.parametrize("kind", ["batch", "layer", "none"])
 def test_down_stack(kind: Norm) -> None:
-    stack = blocks.down_stack(blocks.widths(2), 4, kind)
+    stack: Any = blocks.down_stack(blocks.widths(2), 4, kind)
     assert stack(torch.zeros(2, 3, 64, 64)).shape == (2, 32, 2, 2)
     has_norm = [any(isinstance(layer, nn.BatchNorm2d | nn.GroupNorm) for layer in block) for block in stack]
     assert has_norm == [False] + [kind != "none"] * 4
@@ -50,7 +52,8 @@ def test_residual_stacks_have_the_same_shapes(base: int) -> None:
 @pytest.mark.parametrize("kind", ["batch", "layer", "none"])
 def test_a_refinement_begins_as_nothing(kernel_size: int, kind: Norm) -> None:
     torch.manual_seed(0)
-    refinement, x = blocks.Refinement(3, 5, kernel_size, kind), torch.randn(2, 3, 16, 16)
+    refinement: Any = blocks.Refinement(3, 5, kernel_size, kind)
+    x = torch.randn(2, 3, 16, 16)
     nothing, told = torch.zeros(2, 5, 4, 4), torch.randn(2, 5, 4, 4)
     assert torch.equal(refinement(x, told), x)
     nn.init.normal_(refinement.up[-1][1].weight)
