@@ -165,7 +165,10 @@ def collate(items: list[Loaded | UserError]) -> Batch | UserError:
         if isinstance(item, UserError):
             return item
     found = cast(list[Loaded], items)
-    return Batch(torch.stack([each.image for each in found]), tuple(p for each in found for p in each.problems))
+    stacked = torch.stack([each.image.movedim(0, -1) for each in found]).movedim(
+        -1, 1
+    )  # channels innermost, as decoded
+    return Batch(stacked, tuple(problem for each in found for problem in each.problems))
 
 
 def or_raise(batch: Batch | UserError) -> Batch:

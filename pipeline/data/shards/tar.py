@@ -26,6 +26,15 @@ def is_header(block: bytes, name: str, size: int, own: bool) -> bool:
         return False
 
 
+def is_whole_header(block: bytes, size: int) -> bool:
+    """Whether `block` is an undamaged header of a member of `size` bytes; `is_header` is ten times as slow."""
+    stated, checksum = block[124:136].strip(b" \0"), block[148:156].strip(b" \0")
+    try:
+        return int(stated, 8) == size and int(checksum, 8) == sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    except ValueError:
+        return False
+
+
 def padding(size: int) -> int:
     """Zero bytes after a member of `size` bytes, up to the next block."""
     return -size % BLOCK
