@@ -15,8 +15,8 @@ from pipeline.models.perceptual import PerceptualNetwork
 
 def gaussian(count: int, mean: list[float], deviation: list[float], seed: int) -> Tensor:
     random = torch.randn(count, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    random = (random - random.mean(dim=0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(random.T))).T
-    return random * torch.tensor(deviation) + torch.tensor(mean)  # exactly these moments
+    white: Tensor = (random - random.mean(dim=0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(random.T))).T
+    return white * torch.tensor(deviation) + torch.tensor(mean)  # exactly these moments
 
 
 def test_frechet_distance_of_two_gaussians() -> None:
@@ -32,7 +32,8 @@ def test_frechet_distance_needs_more_images_than_features() -> None:
 
 
 def test_kernel_distance_is_unbiased_and_does_not_touch_the_generator() -> None:
-    same = [kernel(*torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(i)), seed=0)[0] for i in range(20)]
+    pairs = [torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(i)) for i in range(20)]
+    same = [kernel(some, others, seed=0)[0] for some, others in pairs]
     assert abs(sum(same) / 20) < 0.05
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -58,7 +59,8 @@ def test_features_in_their_unit_do_not_depend_on_the_scale() -> None:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = []
     for scale, calibrated in (("oxford", True), ("unit", True), ("unit", False), ("none", True)):
-        network = PerceptualNetwork(PerceptualConfig(arch="vgg16", weights="random", feature_scale=scale))
+        values = {"arch": "vgg16", "weights": "random", "feature_scale": scale}
+        network = PerceptualNetwork(PerceptualConfig.model_validate(values))
         if calibrated:  # pre-training does not
             network.calibrate([images])
         extractor = feature_extractor(network, torch.device("cpu"))

@@ -231,13 +231,13 @@ def test_a_feather_leaves_the_rest_as_it_was(
     left = regions.mask("left", {}, SIDE)
     arguments = ("--region", "left", "--feather", "3", "-o", tmp_path / "c.png")
     assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
-    latents = [bundle.encode(image) for image in pair]
-    fused = fuse.fuse_inside(bundle, *latents, 0.0, fuse.Region(left, 3))
+    z_a, z_b = bundle.encode(pair[0]), bundle.encode(pair[1])
+    fused = fuse.fuse_inside(bundle, z_a, z_b, 0.0, fuse.Region(left, 3))
     with Image.open(tmp_path / "c.png") as picture:
         assert_same(np.asarray(picture), fused)
     assert torch.equal(fused[..., 19:], back[..., 19:])
     assert torch.equal(fused[..., :13], bundle.fuse(*pair, 0.0, left)[..., :13])
-    sharp = fuse.fuse_inside(bundle, *latents, 0.0, fuse.Region(left, 0))
+    sharp = fuse.fuse_inside(bundle, z_a, z_b, 0.0, fuse.Region(left, 0))
     assert torch.equal(sharp[..., 16:], back[..., 16:]) and difference(sharp[..., 14:16], back[..., 14:16]) > 3
 
 
