@@ -44,8 +44,8 @@ def evaluate(
 ) -> None:
     """Measure a bundle on held-out faces."""
     with importing():
-        from pipeline.evaluation.report import as_table
         from pipeline.evaluation.report import evaluate as measure
+        from pipeline.evaluation.table import as_table
 
     result = measure(open_bundle(bundle, device), shards, out, pairs, perceptual_weights, train, run)
     print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
@@ -123,7 +123,7 @@ def fuse(
     elif mask is not None:
         where = fusing.masked_region(opened, mask, a, feather)
     if strip is not None:
-        picture = fusing.strip(opened, *images, strip, where)
+        picture = fusing.strips(opened, [images], strip, where)
     elif grid:
         picture = fusing.grid(opened, *images, 6)
     elif preset is not None:

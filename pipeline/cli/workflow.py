@@ -16,7 +16,8 @@ from pipeline.data.loading.loader import FaceImages
 from pipeline.data.loading.streaming import StreamedFaces
 from pipeline.data.loading.workers import lost_worker
 from pipeline.data.shards.format import PLAN, load_manifest
-from pipeline.evaluation.report import VERSION, as_table, evaluate
+from pipeline.evaluation.report import VERSION, evaluate
+from pipeline.evaluation.table import as_table
 from pipeline.inference import bundle as bundles
 from pipeline.inference import fuse
 from pipeline.training import checkpoint, loop

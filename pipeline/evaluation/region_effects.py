@@ -39,7 +39,7 @@ def region_rows(faces: FacePairs, pairs: int) -> Rows:
     """
     bundle = faces.bundle
     size, crop = bundle.image_size, bundle.config.data.crop
-    batches: dict[str, list[Tensor]] = {"inside": [], "outside": [], "reach": []}
+    batches = []
     for positions, (_, z_a, z_b) in zip(faces.batches(pairs), faces.latent_pairs(pairs), strict=True):
         points = [landmarks.of_sample(faces.metadata(position), size, crop) for position in positions]
         base, other = bundle.generate(z_a), bundle.generate(z_b)
@@ -48,12 +48,12 @@ def region_rows(faces: FacePairs, pairs: int) -> Rows:
             masks = torch.stack([regions.mask(name, each, size) for each in points]).to(bundle.device)
             inside, outside = region_effect(bundle.fuse(z_a, z_b, 0, masks), base, masks)
             reach, _ = region_effect(other, base, masks)
-            by_region.append((inside, outside, reach))
-        for batch, values in zip(batches.values(), zip(*by_region, strict=True), strict=True):
-            batch.append(torch.stack(values, dim=1))
-    rows = {name: torch.cat(parts).double().cpu().numpy() for name, parts in batches.items()}
-    seen = np.isfinite(rows["inside"] + rows["outside"])
-    return {"seen": seen.astype(np.float64), **{name: np.where(seen, values, 0) for name, values in rows.items()}}
+            by_region.append(torch.stack([inside, outside, reach]))
+        batches.append(torch.stack(by_region, dim=-1))  # (3, B, R)
+    found = torch.cat(batches, dim=1).double().cpu().numpy()
+    seen = np.isfinite(found[0] + found[1])
+    rows = dict(zip(("inside", "outside", "reach"), np.where(seen, found, 0), strict=True))
+    return {"seen": seen.astype(np.float64), **rows}
 
 
 def region_statistics(means: Rows) -> Rows:

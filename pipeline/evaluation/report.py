@@ -32,8 +32,6 @@ from pipeline.measures.effects import Rows, dead_elements
 from pipeline.models import regions
 from pipeline.models.perceptual import PerceptualNetwork
 
-__all__ = ["as_table", "evaluate"]
-
 VERSION = 3
 """Of the definitions: raise it whenever the same bundle and faces give other numbers."""
 

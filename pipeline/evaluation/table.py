@@ -3,11 +3,7 @@
 from typing import Any
 
 _ROWS = (
-    ("reconstruction", "L1", "reconstruction L1"),
-    ("reconstruction", "MSE", "reconstruction MSE"),
-    ("reconstruction", "PSNR", "reconstruction PSNR"),
-    ("reconstruction", "SSIM", "reconstruction SSIM"),
-    ("reconstruction", "LPIPS", "reconstruction LPIPS"),
+    *(("reconstruction", name, f"reconstruction {name}") for name in ("L1", "MSE", "PSNR", "SSIM", "LPIPS")),
     ("reconstruction", "LPIPS_style", "reconstruction LPIPS-style"),
     ("reconstruction", "sharpness", "reconstruction sharpness (1: as the photographs)"),
     ("realism", "FID_fused", "FID of C at lambda = 0.5"),
@@ -33,9 +29,7 @@ _ROWS = (
     ("shapley", "own_share", "own share, Shapley (chance 0.20)"),
     ("regions", "leak", "regions leak (0: none, 1: everywhere alike)"),
     ("regions", "reached", "regions reached inside (1: as B')"),
-    ("factors", "disentanglement", "factors disentanglement"),
-    ("factors", "completeness", "factors completeness"),
-    ("factors", "informativeness", "factors informativeness"),
+    *(("factors", name, f"factors {name}") for name in ("disentanglement", "completeness", "informativeness")),
 )
 """Section, name and label of each line."""
 _POSE = ("reconstruction MSE", "half_way detour", "half_way sharpness", "path_pixels spearman_all")

@@ -119,27 +119,23 @@ def single(bundle: Bundle, a: Tensor, b: Tensor, lambda_: float | list[float], r
     return pictures.tile([[fuse_inside(bundle, bundle.encode(a), bundle.encode(b), lambda_, region)[0]]])
 
 
-def strip(bundle: Bundle, a: Tensor, b: Tensor, count: int, region: Region | None = None) -> Image:
-    """The paper's figure: the inputs in the first row, `count` fused images from A to B in the second."""
-    return strips(bundle, [(a, b)], count, region)
-
-
 def strips(bundle: Bundle, pairs: Sequence[tuple[Tensor, Tensor]], count: int, region: Region | None = None) -> Image:
-    """The same for several pairs, one under the other."""
-    rows: list[list[Tensor | None]] = []
+    """The paper's figure of each pair: the inputs, and under them `count` fused images from A to B."""
+    rows: list[Sequence[Tensor | None]] = []
     for a, b in pairs:
         rows.append(_inputs(a, b, count))
-        rows.append(_steps(bundle, a, b, pictures.falling(count, bundle.elements), region))
+        lambdas = pictures.falling(count, bundle.elements)
+        rows.append(list(fuse_inside(bundle, bundle.encode(a), bundle.encode(b), lambdas, region)))
     return pictures.tile(rows)
 
 
 def grid(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Image:
     """One row per element: it alone moves from A to B, the others stay at A. The inputs come first."""
-    rows = [_inputs(a, b, count)]
+    rows: list[Sequence[Tensor | None]] = [_inputs(a, b, count)]
     for element in range(bundle.elements):
         lambdas = torch.ones(count, bundle.elements)
         lambdas[:, element] = torch.linspace(1, 0, count)
-        rows.append(_steps(bundle, a, b, lambdas))
+        rows.append(list(bundle.fuse(a, b, lambdas)))
     return pictures.tile(rows)
 
 
@@ -148,12 +144,6 @@ def _inputs(a: Tensor, b: Tensor, count: int) -> list[Tensor | None]:
     if count < 2:
         raise UserError(f"--strip/--grid {count}: at least 2 images lead from A to B")
     return [a[0], *[None] * (count - 2), b[0]]
-
-
-def _steps(bundle: Bundle, a: Tensor, b: Tensor, lambdas: Tensor, region: Region | None = None) -> list[Tensor | None]:
-    """C at every Lambda, (count, N)."""
-    z_a, z_b = (bundle.encode(image).expand(len(lambdas), -1, -1, -1) for image in (a, b))
-    return list(fuse_inside(bundle, z_a, z_b, lambdas, region))
 
 
 def save(picture: Image, path: Path) -> None:

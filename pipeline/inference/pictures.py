@@ -36,8 +36,7 @@ def strip(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Tensor:
     Returns:
         (count, 3, S, S) in [-1, 1].
     """
-    z_a, z_b = (bundle.encode(image).expand(count, -1, -1, -1) for image in (a, b))
-    return bundle.fuse(z_a, z_b, falling(count, bundle.elements))
+    return bundle.fuse(a, b, falling(count, bundle.elements))
 
 
 def falling(count: int, elements: int) -> Tensor:

@@ -14,27 +14,23 @@ from pipeline.models.perceptual import PerceptualNetwork
 
 
 def represented(features: list[Tensor]) -> list[Tensor]:
-    """What the losses compare: the Gram matrix of a style layer, the features of a content layer."""
+    """What the losses compare: the Gram matrix of a style layer, the features of a content layer.
+
+    Args:
+        features: one (B, C, H, W) per layer of `LAYERS`.
+    """
     return [
         losses.wide(x) if layer in CONTENT_LAYERS else losses.gram_matrix(x)
         for layer, x in zip(LAYERS, features, strict=True)
     ]
 
 
-def layer_distances(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """Squared distance per image and layer, as the losses measure it (docs/method.md, eq. 4 and 5).
+def represented_distances(some: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Squared distance per image and layer, (B, L), as the losses measure it (docs/method.md, eq. 4 and 5).
 
     Args:
-        features, others: one (B, C, H, W) per layer of `LAYERS`.
-
-    Returns:
-        (B, L).
+        some, others: of `represented`, one per layer of `LAYERS`.
     """
-    return represented_distances(represented(features), represented(others))
-
-
-def represented_distances(some: list[Tensor], others: list[Tensor]) -> Tensor:
-    """`layer_distances` of what `represented` gave: (B, L)."""
     pairs = zip(some, others, strict=True)
     return torch.stack([(x - y).square().flatten(1).mean(dim=1) for x, y in pairs], dim=1)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.shapley import corner_distances, shapley_statistics, shapley_values
-from pipeline.measures.distances import layer_distances
+from pipeline.measures.distances import represented, represented_distances
 from pipeline.models import latents
 
 
@@ -60,6 +60,6 @@ def test_corners_are_numbered_by_who_is_at_b() -> None:
     z_a, z_b = torch.zeros(3, 5, 2, 2), torch.rand(3, 5, 2, 2, generator=torch.Generator().manual_seed(0))
     worth = corner_distances(latents.mix, one_channel_each, z_a, z_b, 5)  # type: ignore[arg-type]
     assert worth.shape == (3, 32, 5)
-    whole = layer_distances(one_channel_each(z_b), one_channel_each(z_a))
+    whole = represented_distances(*(represented(one_channel_each(z)) for z in (z_b, z_a)))
     torch.testing.assert_close(worth, coalitions(5).float()[None] * whole[:, None])
     torch.testing.assert_close(shapley_values(worth), torch.diag_embed(whole))

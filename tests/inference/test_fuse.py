@@ -85,7 +85,7 @@ def test_a_single_picture_is_the_fused_image(
 
 
 def test_the_strip_is_the_papers_figure(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
-    picture = fuse.strip(bundle, *pair, 6)
+    picture = fuse.strips(bundle, [pair], 6)
     assert picture.size == (6 * SIDE + 5 * GAP, 2 * SIDE + GAP)
     assert_same(tile(picture, 0, 0), pair[0])
     assert_same(tile(picture, 0, 5), pair[1])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.measures.distances import layer_distances
+from pipeline.measures.distances import represented, represented_distances
 from pipeline.measures.effects import dead_elements, effect_matrix, separation
 from pipeline.models import latents
 
@@ -96,7 +96,7 @@ def test_no_effect_is_zero_but_of_nothing_it_is_undefined() -> None:
 
 def test_distances_are_those_of_the_losses() -> None:
     x, y = images(2, 2)
-    distances = layer_distances(one_channel_each(x), one_channel_each(y))
+    distances = represented_distances(*(represented(one_channel_each(images)) for images in (x, y)))
     assert distances.shape == (2, 5)
     for image in range(2):
         for layer in range(3):  # style: of the one entry of the Gram matrix, a mean over 24 places
