@@ -1,6 +1,5 @@
 """One pass over all test faces: their reconstructions, and their fusion half-way with the face before."""
 
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from pipeline.common.progress import progress
 from pipeline.config.schema import LAYERS
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.realism import FeatureExtractor
+from pipeline.evaluation.statistics import as_rows
 from pipeline.measures.distances import named, perceptual_point
 from pipeline.measures.effects import Rows
 from pipeline.measures.half_way import detours, half_way
@@ -40,7 +40,7 @@ def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: Featu
     """Reconstruct every face, and fuse the first `pairs` pairs at lambda = 0.5."""
     bundle = faces.bundle
     lpips = published_lpips(bundle.device)
-    every, fused_pairs = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
+    of_faces, of_pairs = list[dict[str, Tensor]](), list[dict[str, Tensor]]()
     total = -(-len(faces) // faces.batch_size)
     for positions in progress(faces.batches(len(faces)), "reconstruction and half-way fusion", total):
         images = faces.images(range(positions.start - 1, positions.stop))  # the first is a partner only
@@ -53,7 +53,7 @@ def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: Featu
             found["LPIPS"] = lpips(images[1:], back[1:])
         else:
             found["LPIPS_style"] = perceptual_point(perceptual(images[1:])).distance(points[1:]).square()
-        _extend(every, found | {"features": extractor.features(back, features)[1:]})
+        of_faces.append(found | {"features": extractor.features(back, features)[1:]})
         if pairs > positions.start:
             count = min(len(positions), pairs - positions.start)
             a, b = slice(1, count + 1), slice(count)
@@ -61,13 +61,15 @@ def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: Featu
             features = perceptual(fused)
             found = half_way(fused, back[a], back[b], images[a], images[b])
             found |= detours(perceptual_point(features), points[a], points[b])
-            _extend(fused_pairs, found | {"features": extractor.features(fused, features)})
-    reconstructed, fused_features = (torch.cat(columns.pop("features")).cpu() for columns in (every, fused_pairs))
+            of_pairs.append(found | {"features": extractor.features(fused, features)})
+    reconstructed, of_fused = (
+        torch.cat([each.pop("features") for each in some]).cpu() for some in (of_faces, of_pairs)
+    )
     net = "LPIPS, AlexNet with its learned weights"
     if lpips is None:
         layers = f"{LAYERS[0]} to {LAYERS[-1]}"
         net = f"in LPIPS's manner, not the published LPIPS: {named(perceptual)}, {layers}, unweighted"
-    return ImagePass(_rows(every), _rows(fused_pairs), reconstructed, fused_features, net)
+    return ImagePass(as_rows(of_faces), as_rows(of_pairs), reconstructed, of_fused, net)
 
 
 def published_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -77,12 +79,3 @@ def published_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] 
         return None
     net = LearnedPerceptualImagePatchSimilarity(net_type="alex", sync_on_compute=False).net.to(device)
     return lambda x, y: net(x, y).reshape(len(x))
-
-
-def _extend(columns: dict[str, list[Tensor]], found: dict[str, Tensor]) -> None:
-    for name, values in found.items():
-        columns[name].append(values)
-
-
-def _rows(columns: dict[str, list[Tensor]]) -> Rows:
-    return {name: torch.cat(parts).double().cpu().numpy() for name, parts in columns.items()}

@@ -1,15 +1,14 @@
 """The sections of an evaluation whose numbers are statistics of means over images or pairs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from pipeline.common.progress import progress
 from pipeline.evaluation import region_effects, shapley
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.pose import pose_statistics
-from pipeline.evaluation.statistics import Statistic, as_means
+from pipeline.evaluation.statistics import Statistic, as_means, as_rows
 from pipeline.measures import effects, path
 from pipeline.measures.distances import Point, perceptual_point, pixel_point
 from pipeline.measures.effects import Rows
@@ -71,10 +70,8 @@ def _rows(
     faces: FacePairs, pairs: int, name: str, measure: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 ) -> Rows:
     """What `measure` gives for A, Z_A and Z_B of the first pairs, a batch at a time."""
-    batches: Iterator[tuple[Tensor, Tensor, Tensor]]
     batches = progress(faces.latent_pairs(pairs), name, -(-pairs // faces.batch_size))
-    found = [measure(*batch) for batch in batches]
-    return {name: torch.cat([each[name] for each in found]).double().cpu().numpy() for name in found[0]}
+    return as_rows([measure(*batch) for batch in batches])
 
 
 def exactness(faces: FacePairs, pairs: int) -> dict[str, float]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.measures.effects import Array, Rows
 
@@ -13,6 +15,11 @@ Statistic = Callable[[Rows], Rows]
 
 DRAWS, LEVEL = 1000, 0.95
 DECIMALS = 6
+
+
+def as_rows(batches: list[dict[str, Tensor]]) -> Rows:
+    """What was measured of each batch, (B, ...) by name, one after the other."""
+    return {name: torch.cat([each[name] for each in batches]).double().cpu().numpy() for name in batches[0]}
 
 
 def count(rows: Rows) -> int:

@@ -9,7 +9,7 @@ import pytest
 from running import latentfuse
 
 from pipeline.common.files import sha256
-from pipeline.evaluation.compare import compare
+from pipeline.evaluation.compare import ALIKE, compare
 from pipeline.evaluation.output import PER_IMAGE, read_rows, rows_as_json
 
 
@@ -44,16 +44,7 @@ def test_differences_are_paired(evaluated: Path, tmp_path: Path) -> None:
     assert json.loads(latentfuse("compare", evaluated / "metrics.json", other, "--json").out) == list(found.values())
 
 
-@pytest.mark.parametrize(
-    ("key", "named"),
-    [
-        ("shards", "test shards"),
-        ("image_size", "image sizes"),
-        ("crop", "crops"),
-        ("perceptual", "perceptual networks"),
-        ("version", "definitions (version)"),
-    ],
-)
+@pytest.mark.parametrize(("key", "named"), ALIKE.items())
 def test_other_faces_or_measures_are_refused(key: str, named: str, evaluated: Path, tmp_path: Path) -> None:
     other = changed(evaluated, tmp_path / "other", key)
     latentfuse("compare", evaluated / "metrics.json", other).assert_one_line(f"different {named}")

@@ -87,8 +87,9 @@ def test_without_training_images_realism_is_left_out(trained: Trained, tmp_path:
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["realism"]["train_count"] == 10
 
 
-def test_the_table_is_printed_and_kept(trained: Trained, tmp_path: Path) -> None:
-    result = latentfuse("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path, "--pairs", "2")
+def test_the_table_is_printed_and_kept_and_no_room_leaves_every_file_whole(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path, "--pairs", "2")
+    result = latentfuse(*arguments)
     table = (tmp_path / "metrics.md").read_text()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert result.code == 0 and table in result.out and metrics["effects"]["count"] == 2
@@ -96,6 +97,10 @@ def test_the_table_is_printed_and_kept(trained: Trained, tmp_path: Path) -> None
     assert "equal bits" in table and table.count("| element ") == 5
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert picture.size == (4 * 34 - 2, 2 * 34 - 2)
+    before = {name: (tmp_path / name).read_bytes() for name in FILES}
+    with file_size_limit(300):
+        latentfuse(*arguments).assert_one_line(str(tmp_path), "cannot be written")
+    assert {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)} == before
 
 
 def test_images_that_are_all_alike_are_no_accident(trained: Trained, tmp_path: Path) -> None:
@@ -127,12 +132,3 @@ def test_what_is_missing_is_named(trained: Trained, tmp_path: Path) -> None:
     nowhere = ("--perceptual-weights", tmp_path / "no.safetensors")
     latentfuse("evaluate", trained.bundle, trained.shards / "test", *out, *nowhere).assert_one_line("no.safetensors")
     assert not listing(tmp_path)
-
-
-def test_no_room_leaves_every_file_whole(trained: Trained, tmp_path: Path) -> None:
-    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path)
-    assert latentfuse(*arguments).code == 0
-    before = {name: (tmp_path / name).read_bytes() for name in FILES}
-    with file_size_limit(300):
-        latentfuse(*arguments).assert_one_line(str(tmp_path), "cannot be written")
-    assert {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)} == before
