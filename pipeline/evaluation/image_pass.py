@@ -62,14 +62,13 @@ def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: Featu
             found = half_way(fused, back[a], back[b], images[a], images[b])
             found |= detours(perceptual_point(features), points[a], points[b])
             of_pairs.append(found | {"features": extractor.features(fused, features)})
-    reconstructed, of_fused = (
-        torch.cat([each.pop("features") for each in some]).cpu() for some in (of_faces, of_pairs)
-    )
+    reconstructed = torch.cat([each.pop("features") for each in of_faces]).cpu()
+    fused_features = torch.cat([each.pop("features") for each in of_pairs]).cpu()
     net = "LPIPS, AlexNet with its learned weights"
     if lpips is None:
         layers = f"{LAYERS[0]} to {LAYERS[-1]}"
         net = f"in LPIPS's manner, not the published LPIPS: {named(perceptual)}, {layers}, unweighted"
-    return ImagePass(as_rows(of_faces), as_rows(of_pairs), reconstructed, of_fused, net)
+    return ImagePass(as_rows(of_faces), as_rows(of_pairs), reconstructed, fused_features, net)
 
 
 def published_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -34,9 +34,18 @@ def pair(trained: Trained, bundle: Bundle) -> tuple[Tensor, Tensor]:
     return bundle.load_image(a), bundle.load_image(b)
 
 
-def tile(picture: Image.Image, row: int, column: int) -> np.ndarray:
+def drawn(trained: Trained, out: Path, *arguments: object) -> np.ndarray:
+    """The picture that the command makes of the two photographs."""
+    result = latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", out)
+    assert (result.code, result.out.strip(), result.errors) == (0, str(out), "")
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+        return np.asarray(picture)
+
+
+def tile(picture: np.ndarray, row: int, column: int) -> np.ndarray:
     top, left = row * (SIDE + GAP), column * (SIDE + GAP)
-    return np.asarray(picture)[top : top + SIDE, left : left + SIDE]
+    return picture[top : top + SIDE, left : left + SIDE]
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -46,6 +55,7 @@ def pixels(image: Tensor) -> np.ndarray:
 
 
 def assert_same(shown: np.ndarray, image: Tensor) -> None:
+    assert shown.shape == (SIDE, SIDE, 3)
     assert np.abs(shown.astype(int) - pixels(image)).max() <= 1
 
 
@@ -76,17 +86,15 @@ def test_one_number_or_one_for_each() -> None:
 def test_a_single_picture_is_the_fused_image(
     trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path, arguments: tuple[str], lambda_: Any
 ) -> None:
-    out = tmp_path / "new folder" / "c.png"
-    result = latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", out)
-    assert result.code == 0 and result.out.strip() == str(out) and not result.errors
-    with Image.open(out) as picture:
-        assert picture.format == "PNG" and picture.size == (SIDE, SIDE)
-        assert_same(np.asarray(picture), bundle.fuse(*pair, lambda_))
+    picture = drawn(trained, tmp_path / "new folder" / "c.png", *arguments)
+    assert_same(picture, bundle.fuse(*pair, lambda_))
 
 
-def test_the_strip_is_the_papers_figure(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
-    picture = fuse.strips(bundle, [pair], 6)
-    assert picture.size == (6 * SIDE + 5 * GAP, 2 * SIDE + GAP)
+def test_the_strip_is_the_papers_figure(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    picture = drawn(trained, tmp_path / "p.png", "--strip", 6)
+    assert picture.shape == (2 * SIDE + GAP, 6 * SIDE + 5 * GAP, 3)
     assert_same(tile(picture, 0, 0), pair[0])
     assert_same(tile(picture, 0, 5), pair[1])
     assert all((tile(picture, 0, column) == 255).all() for column in range(1, 5))
@@ -94,34 +102,26 @@ def test_the_strip_is_the_papers_figure(bundle: Bundle, pair: tuple[Tensor, Tens
         assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_))
 
 
-def test_each_row_of_the_grid_moves_one_element(bundle: Bundle, pair: tuple[Tensor, Tensor]) -> None:
-    picture = fuse.grid(bundle, *pair, 3)
-    assert picture.size == (3 * SIDE + 2 * GAP, 6 * SIDE + 5 * GAP)
+def test_each_row_of_the_grid_moves_one_element(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    picture = drawn(trained, tmp_path / "p.png", "--grid")
+    assert picture.shape == (6 * SIDE + 5 * GAP, 6 * SIDE + 5 * GAP, 3)
     assert_same(tile(picture, 0, 0), pair[0])
-    assert_same(tile(picture, 0, 2), pair[1])
+    assert_same(tile(picture, 0, 5), pair[1])
     for element in range(5):
-        for column, moved in enumerate((1, 0.5, 0)):
+        for column, moved in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
             lambdas = [1.0] * 5
             lambdas[element] = moved
             assert_same(tile(picture, element + 1, column), bundle.fuse(*pair, lambdas))
-
-
-def test_strip_and_grid_on_the_command_line(trained: Trained, tmp_path: Path) -> None:
-    for arguments, size in ((("--strip", 4), (4 * SIDE + 3 * GAP, 66)), (("--grid",), (6 * SIDE + 5 * GAP, 202))):
-        assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments, "-o", tmp_path / "p.png").code == 0
-        with Image.open(tmp_path / "p.png") as picture:
-            assert picture.size == size
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--lambda=2",), "2 is outside"),
-        (("--lambda=-0.1",), "-0.1 is outside"),
-        (("--lambda=nan",), "nan is outside"),
         (("--lambda=1,0",), "2 values"),
         (("--lambda=half",), "expected numbers"),
-        (("--lambda=",), "expected numbers"),
         (("--strip", "1"), "at least 2"),
         (("--strip", "-3"), "at least 2"),
         (("--preset", "swap"), "known are: content-style"),
@@ -229,12 +229,9 @@ def test_a_feather_leaves_the_rest_as_it_was(
 ) -> None:
     back = bundle.generate(bundle.encode(pair[0]))
     left = regions.mask("left", {}, SIDE)
-    arguments = ("--region", "left", "--feather", "3", "-o", tmp_path / "c.png")
-    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
     z_a, z_b = bundle.encode(pair[0]), bundle.encode(pair[1])
     fused = fuse.fuse_inside(bundle, z_a, z_b, 0.0, fuse.Region(left, 3))
-    with Image.open(tmp_path / "c.png") as picture:
-        assert_same(np.asarray(picture), fused)
+    assert_same(drawn(trained, tmp_path / "c.png", "--region", "left", "--feather", "3"), fused)
     assert torch.equal(fused[..., 19:], back[..., 19:])
     assert torch.equal(fused[..., :13], bundle.fuse(*pair, 0.0, left)[..., :13])
     sharp = fuse.fuse_inside(bundle, z_a, z_b, 0.0, fuse.Region(left, 0))
@@ -243,12 +240,7 @@ def test_a_feather_leaves_the_rest_as_it_was(
 
 @pytest.mark.parametrize(("size", "mode"), [((32, 32), "L"), ((100, 100), "RGB"), ((40, 48), "L"), ((64, 64), "1")])
 def test_a_mask_is_white_where_b_enters(
-    trained: Trained,
-    bundle: Bundle,
-    pair: tuple[Tensor, Tensor],
-    tmp_path: Path,
-    size: tuple[int, int],
-    mode: str,
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path, size: tuple[int, int], mode: str
 ) -> None:
     width, height = size
     pixels = np.zeros((height, width), np.uint8)
@@ -257,10 +249,7 @@ def test_a_mask_is_white_where_b_enters(
     mask = fuse.masked_region(bundle, tmp_path / "mask.png", trained.photographs[0]).mask
     assert (mask[:, :15] == 1).all() and (mask[:, 17:] == 0).all()  # resizing may blur the edge
     assert mask[:, 15].min() > 0.8 and mask[:, 16].max() < 0.2
-    arguments = ("--mask", tmp_path / "mask.png", "-o", tmp_path / "c.png")
-    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
-    with Image.open(tmp_path / "c.png") as picture:
-        assert_same(np.asarray(picture), bundle.fuse(*pair, 0, mask))
+    assert_same(drawn(trained, tmp_path / "c.png", "--mask", tmp_path / "mask.png"), bundle.fuse(*pair, 0, mask))
 
 
 def test_a_mask_of_the_size_of_a_is_cropped_as_a_is(trained: Trained, bundle: Bundle, tmp_path: Path) -> None:
@@ -273,13 +262,11 @@ def test_a_mask_of_the_size_of_a_is_cropped_as_a_is(trained: Trained, bundle: Bu
 
 
 def test_the_strip_of_a_region(trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    arguments = ("--region", "right", "--strip", "3", "-o", tmp_path / "p.png")
-    assert latentfuse("fuse", trained.bundle, *trained.photographs, *arguments).code == 0
-    with Image.open(tmp_path / "p.png") as picture:
-        assert_same(tile(picture, 0, 0), pair[0])
-        assert_same(tile(picture, 0, 2), pair[1])
-        for column, lambda_ in enumerate((1, 0.5, 0)):
-            assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_, regions.mask("right", {}, SIDE)))
+    picture = drawn(trained, tmp_path / "p.png", "--region", "right", "--strip", "3")
+    assert_same(tile(picture, 0, 0), pair[0])
+    assert_same(tile(picture, 0, 2), pair[1])
+    for column, lambda_ in enumerate((1, 0.5, 0)):
+        assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_, regions.mask("right", {}, SIDE)))
 
 
 @pytest.mark.parametrize(
@@ -297,8 +284,6 @@ def test_the_strip_of_a_region(trained: Trained, bundle: Bundle, pair: tuple[Ten
         (("--mask", "wide.png"), "wide.png: 40 x 30 pixels; a mask is a square, or 40 x 48"),
         (("--mask", "text.png"), "text.png: not a readable image"),
         (("--region", "hair", "--landmarks", "high.json"), "--region hair: lies outside of the picture"),
-        (("--region", "left", "--strip", "1"), "at least 2"),
-        (("--region", "left", "--lambda", "2"), "2 is outside"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
