@@ -20,7 +20,7 @@ from pipeline.common.errors import UserError
 from pipeline.measures.effects import Rows
 
 METRICS, PER_IMAGE, TABLE = "metrics.json", "per_image.json", "metrics.md"
-FIGURES = ("reconstruction", "strips", "elements", "effects", "path", "shapley", "pose", "factors")
+FIGURES = ("reconstruction", "strips", "half_way", "elements", "effects", "path", "shapley", "pose", "factors")
 """Every figure there may be: one of an earlier evaluation does not stay."""
 DIGITS = 6
 
