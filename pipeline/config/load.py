@@ -11,8 +11,12 @@ from pipeline.config import overrides
 from pipeline.config.messages import describe
 from pipeline.config.schema import Config
 
-RETIRED = (("data", "cache"), ("data", "cache_dir"))
-"""Keys of earlier versions, which the configurations in their checkpoints and bundles hold; they change no number."""
+RETIRED: dict[str, tuple[str, ...]] = {
+    "data": ("cache", "cache_dir"),
+    "fusion": ("separation_pairs",),
+    "loss_weights": ("separation", "path"),
+}
+"""Keys of earlier versions, which the configurations in their checkpoints and bundles hold. Models do not need them."""
 
 
 def load(path: Path | None, settings: list[str] | None = None) -> Config:
@@ -54,9 +58,12 @@ def validate(values: dict[str, Any], origin: str) -> Config:
 def validate_stored(values: Any, origin: str) -> Config:
     """`validate` of what a checkpoint or a bundle holds, which an earlier version may have written."""
     if isinstance(values, dict):
-        for section, key in RETIRED:
+        for section, keys in RETIRED.items():
             if isinstance(values.get(section), dict):
-                values = {**values, section: {k: v for k, v in values[section].items() if k != key}}
+                values = {**values, section: {k: v for k, v in values[section].items() if k not in keys}}
+        model = values.get("model")
+        if isinstance(model, dict) and model.get("refinement") is False:  # one with a refinement is refused
+            values = {**values, "model": {k: v for k, v in model.items() if k != "refinement"}}
     return validate(values, origin)
 
 

@@ -79,8 +79,8 @@ class ModelConfig(Section):
     structure: Literal["channels", "pyramid"] = "channels"
     """What an element is (docs/method.md). `channels`: a group of them, the paper's. `pyramid`: groups of
     channels, of which 5 draws the layout and 4 the detail; 2 and 3 set their contrast, 1 the level."""
-    refinement: bool = False
-    """Only with `pyramid`: add a small U-Net that sees the features of all elements together."""
+    warp: bool = False
+    """Only with `pyramid`: element 5 also moves the pixels of the drawn face."""
     discriminator_norm: Norm = "layer"
     """Normalisation in the discriminator: `batch` as in the paper; with `layer`, GroupNorm(1, C), the gradient penalty
     of an image depends on that image alone."""
@@ -94,8 +94,8 @@ class ModelConfig(Section):
             raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
         if self.structure != "channels" and self.elements != 5:
             raise ValueError(f"elements: {self.elements} with structure {self.structure}, which has 5 elements")
-        if self.refinement and (self.structure != "pyramid" or self.base_channels == 1):
-            raise ValueError("refinement: needs structure pyramid, and base_channels over 1")
+        if self.warp and self.structure != "pyramid":
+            raise ValueError("warp: needs structure pyramid")
         return self
 
 
@@ -109,6 +109,9 @@ class PerceptualConfig(Section):
     it), an RMS of 1, or nothing (docs/method.md)."""
     layer_weights: tuple[Weight, Weight, Weight, Weight, Weight] = (1, 1, 1, 1, 1)
     """Weights of conv1_1 .. conv5_1 within the style and the content term; 1 each as in the paper."""
+    images: Positive | None = None
+    """Fused images of each micro-batch whose features are compared, the first ones; null: all. It takes most of a CPU's
+    time."""
 
 
 class PenaltyConfig(Section):
@@ -136,6 +139,9 @@ class LambdaMixture(Section):
     spatial: Share = 0.0
     """Ones in a random rectangle, a half or a part of the face on the latent grid and zeros outside, or the reverse."""
 
+    equal: Share = 0.0
+    """All elements mixed alike, by anything from 0.15 to 0.85: what a strip shows between its ends."""
+
     @model_validator(mode="after")
     def _adds_up(self) -> "LambdaMixture":
         total = sum(self.model_dump().values())
@@ -150,12 +156,16 @@ class FusionConfig(Section):
     map: list[list[Share]] | None = None
     """For `map`: an elements x 5 matrix; column l says how the elements share layer l (conv1_1 .. conv5_1)."""
     mixture: LambdaMixture = LambdaMixture()
-    separation_pairs: Positive = 2
-    """Of a micro-batch, whose elements are flipped one by one where `loss_weights.separation` is above 0."""
+    targets: Literal["mixed", "ends"] = "mixed"
+    """What content and style ask of a layer between 0 and 1: `mixed`, distances to A and B weighted by lambda; `ends`:
+    nothing, as these terms are defined at 0 and 1 only (docs/method.md, eq. 4 and 5)."""
+    real: Literal["photographs", "reconstructions"] = "photographs"
+    """What the discriminator compares fused faces with: photographs as in the paper, or reconstructions. With these it
+    sees nothing but what mixing does."""
 
 
 class LossWeights(Section):
-    """Weights of the loss terms: w1 .. w5 of docs/method.md, eq. 11, and three that are not the paper's, left out at 0.
+    """Weights of the loss terms: w1 .. w5 of docs/method.md, eq. 11, and `ssim`, which is not the paper's.
 
     The weights of content and style belong to one `perceptual.feature_scale`.
     """
@@ -172,11 +182,6 @@ class LossWeights(Section):
     """w5, of eq. 9."""
     ssim: Weight = 0.0
     """Weight of 1 - SSIM of the reconstructions; in pre-training it is divided by `reconstruction`. Not the paper's."""
-    separation: Weight = 0.0
-    """Weight of the term that asks each element to change its own layer and no other. Not the paper's."""
-    path: Weight = 0.0
-    """Weight of the term against elements that lead back to A before they leave it. Not the paper's; only beside
-    `separation`."""
 
 
 class OptimizerConfig(Section):
@@ -296,16 +301,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _reading_fits(self) -> "Config":
         reading, matrix, elements = self.fusion.reading, self.fusion.map, self.model.elements
-        weights, micro = self.loss_weights, self.training.micro_batch_size
         if reading == "layerwise" and elements != len(LAYERS):
             raise ValueError(f"fusion.reading: layerwise needs model.elements = {len(LAYERS)}, not {elements}; try map")
-        if weights.separation and reading != "layerwise":
-            raise ValueError(f"loss_weights.separation: needs fusion.reading = layerwise, not {reading}")
-        if weights.separation and self.fusion.separation_pairs >= micro:
-            raise ValueError(f"fusion.separation_pairs: must be under training.micro_batch_size, {micro}")
-        for ours, beside in (("ssim", "reconstruction"), ("path", "separation")):
-            if getattr(weights, ours) and not getattr(weights, beside):
-                raise ValueError(f"loss_weights.{ours}: needs loss_weights.{beside} above 0, beside which it weighs")
+        if self.loss_weights.ssim and not self.loss_weights.reconstruction:
+            raise ValueError("loss_weights.ssim: needs loss_weights.reconstruction above 0, beside which it weighs")
         if (reading == "map") != (matrix is not None):
             raise ValueError("fusion.map: is given if and only if fusion.reading is `map`")
         if matrix is not None:

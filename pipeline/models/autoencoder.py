@@ -17,8 +17,6 @@ class FusionOutput(NamedTuple):
     """A' = G(E(A)), (B, 3, H, W) in [-1, 1]. B' is A' rolled by one."""
     fused: Tensor | None
     """C = G(Z_C), (B, 3, H, W) in [-1, 1]; None without a Lambda."""
-    flipped: Tensor | None = None
-    """C of the first pairs, each element alone flipped from A to B, pair by pair: (pairs x N, 3, H, W), or None."""
 
 
 class FusionAutoencoder(nn.Module):
@@ -39,27 +37,19 @@ class FusionAutoencoder(nn.Module):
             self.encoder, self.generator = Encoder(config), Generator(config)
             self.sizes, self.without_position = latents.element_sizes(channels, config.elements), 0
 
-    def forward(self, images: Tensor, lambda_: Tensor | None = None, flipped_pairs: int = 0) -> FusionOutput:
-        """Reconstruct a batch, fuse every image with the one before it, and flip single elements.
+    def forward(self, images: Tensor, lambda_: Tensor | None = None) -> FusionOutput:
+        """Reconstruct a batch, and fuse every image with the one before it.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             lambda_: (B, N) or (B, N, h, w); None: reconstruct only.
-            flipped_pairs: of so many first pairs each element is also flipped alone.
         """
         z_a = self.encoder(images)
         if lambda_ is None:
             return FusionOutput(self.generator(z_a), None)
-        z_b, count = rolled(z_a), len(z_a)
-        mixed = [self.mix(z_a, z_b, lambda_)]
-        if flipped_pairs:
-            elements = len(self.sizes)
-            one_flipped = 1 - torch.eye(elements, dtype=lambda_.dtype, device=z_a.device)
-            of_a, of_b = (z[:flipped_pairs].repeat_interleave(elements, dim=0) for z in (z_a, z_b))
-            mixed.append(self.mix(of_a, of_b, one_flipped.repeat(flipped_pairs, 1)))
-        images = self.generator(torch.cat([z_a, *(z.to(z_a.dtype) for z in mixed)]))
-        reconstruction, fused, flipped = images.split([count, count, len(images) - 2 * count])
-        return FusionOutput(reconstruction, fused, flipped if flipped_pairs else None)
+        mixed = self.mix(z_a, rolled(z_a), lambda_)
+        reconstruction, fused = self.generator(torch.cat([z_a, mixed.to(z_a.dtype)])).chunk(2)
+        return FusionOutput(reconstruction, fused)
 
     def mix(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
         """Z_C of eq. 1, `latents.mix` with this model's elements: (B, C, h, w) twice -> (B, C, h, w)."""

@@ -60,37 +60,6 @@ class Residual(nn.Module):
         return output
 
 
-class Refinement(nn.Module):
-    """A small U-Net (Ronneberger et al. 2015) that adds to its input: at first nothing, its last weights being 0.
-
-    It takes features (B, C, h, w), h and w multiples of 4, and how the style elements differ from those that the others
-    remember, (B, differences, h / n, w / n), which at first changes nothing either; it gives (B, C, h, w).
-    """
-
-    def __init__(self, channels: int, differences: int, kernel_size: int, norm: Norm) -> None:
-        super().__init__()
-        self.told = nn.Conv2d(differences, channels, 1, bias=False)  # named so in every checkpoint
-        nn.init.zeros_(self.told.weight)
-        pairs = list(itertools.pairwise([channels, 2 * channels, 4 * channels]))
-        last = smooth_up(2 * channels, channels, norm, nn.Identity())
-        for parameter in last[1].parameters():
-            nn.init.zeros_(parameter)
-        self.down = nn.ModuleList(down(*pair, kernel_size, norm) for pair in pairs)
-        self.up = nn.ModuleList(smooth_up(b, a, norm, nn.ReLU(inplace=True)) for a, b in pairs[:0:-1])
-        self.up.append(last)
-
-    def forward(self, x: Tensor, differences: Tensor) -> Tensor:
-        inputs = [x]
-        x = x + functional.interpolate(self.told(differences), x.shape[-1])
-        for block in self.down:
-            x = block(x)
-            inputs.append(x)
-        inputs.pop()
-        for block in self.up:
-            x = block(x) + inputs.pop()
-        return x
-
-
 def residual_down(block: nn.Module, inputs: int, outputs: int) -> Residual:
     """`block` halves the resolution; its shortcut moves 2 x 2 pixels into channels."""
     return Residual(block, nn.Sequential(nn.PixelUnshuffle(2), FitChannels(4 * inputs, outputs)))

@@ -61,12 +61,18 @@ def spatial(numbers: Numbers) -> np.ndarray:
     return lambda_
 
 
+def equal(numbers: Numbers) -> np.ndarray:
+    """(B, N): all elements mixed alike, by anything from 0.15 to 0.85: what a strip shows between its ends."""
+    return np.broadcast_to(0.15 + 0.7 * numbers.uniform[:, :1], numbers.uniform.shape)
+
+
 KINDS: dict[str, Callable[[Numbers], np.ndarray]] = {
     "endpoints": endpoints,
     "coin_flips": coin_flips,
     "single": single,
     "uniform": uniform,
     "spatial": spatial,
+    "equal": equal,
 }
 """By the names of the shares in `LambdaMixture`. The order is part of the draw: a new kind goes last."""
 

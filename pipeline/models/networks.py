@@ -37,7 +37,11 @@ class Generator(nn.Module):
         self.body = blocks.up_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, z: Tensor) -> Tensor:
-        images: Tensor = self.body[-1](self.features(z, lambda x: x))
+        return self.picture(self.features(z, lambda x: x))
+
+    def picture(self, features: Tensor) -> Tensor:
+        """The last features (B, c, S/2, S/2) -> images (B, 3, S, S) in [-1, 1]."""
+        images: Tensor = self.body[-1](features)
         return images
 
     def features(self, z: Tensor, after_block: AfterBlock) -> Tensor:
@@ -81,8 +85,7 @@ class Generator(nn.Module):
             return weight * features + (1 - weight) * other
 
         self.features(z_a, remember)
-        image: Tensor = self.body[-1](self.features(z_c, limit))
-        return image
+        return self.picture(self.features(z_c, limit))
 
 
 def touched(mask: Tensor, side: int) -> Tensor:

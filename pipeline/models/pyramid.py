@@ -1,9 +1,9 @@
 """Encoder and generator whose elements leave and enter at several resolutions: the structure `pyramid`.
 
-docs/method.md describes it: element 5 draws the layout and 4 the detail; 3 and 2 set their contrast, 1 the level.
+docs/method.md describes it: element 5 draws the layout and 4 the detail; 3 and 2 set their contrast, 1 the level. With
+a warp, 5 also says where every pixel of the drawn face is moved from: mixing it moves one face into the other.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ STYLES = len(STYLE_LAYERS)
 """The first so many elements are style: the same in all rows and columns of the latent."""
 LAYOUT_BLOCKS, LAYOUT_CELL = 2, 4
 """Blocks of G that draw the layout, and how wide one of its cells is on features of half the image's side."""
+REACH = 0.2
+"""How far a warp moves a pixel at most, in shares of the picture's side."""
 DEVIATION_FLOOR = 1e-4
 """Added to a variance before its root is taken."""
 
@@ -30,17 +32,6 @@ def element_sizes(channels: int) -> tuple[int, ...]:
     style = channels // 16
     layout = (channels - STYLES * style) // 4
     return (*[style] * STYLES, channels - STYLES * style - layout, layout)
-
-
-def element_parts(sizes: tuple[int, ...], memory: bool) -> list[int]:
-    """Channels of elements 1, 2, 3, of what 4 draws, what it remembers, what 5 draws, what it remembers.
-
-    With a memory, 4 and 5 both end in a copy of the first eighth of each style: (64, 64, 64, 624, 208) -> (64, 64, 64,
-    600, 24, 184, 24).
-    """
-    *styles, detail, layout = sizes
-    remembered = STYLES * math.ceil(styles[0] / 8) if memory else 0
-    return [*styles, detail - remembered, remembered, layout - remembered, remembered]
 
 
 class Bands(NamedTuple):
@@ -57,16 +48,42 @@ class Bands(NamedTuple):
 def bands(features: Tensor) -> Bands:
     """(B, c, h, w) -> its parts; h = w, and a multiple of `LAYOUT_CELL`."""
     level = features.mean(dim=(2, 3), keepdim=True)
-    smooth = spread(functional.avg_pool2d(features, LAYOUT_CELL))
+    smooth = spread(functional.avg_pool2d(features, LAYOUT_CELL), LAYOUT_CELL)
     return Bands(level, smooth - level, features - smooth)
 
 
-def spread(cells: Tensor) -> Tensor:
-    """Bilinear interpolation, (B, c, n, n) -> (B, c, 4n, 4n); as products, which a GPU repeats bit for bit."""
+def spread(cells: Tensor, times: int) -> Tensor:
+    """Bilinear interpolation, (B, c, n, n) -> (B, c, m, m), m = times n; as products: a GPU repeats their bits."""
     side = cells.shape[-1]
     unit = torch.eye(side, dtype=cells.dtype, device=cells.device)[None]
-    along = functional.interpolate(unit, scale_factor=LAYOUT_CELL, mode="linear")[0]  # (n, 4n)
+    along = functional.interpolate(unit, scale_factor=times, mode="linear")[0]  # (n, times n)
     return (along.T @ cells @ along).contiguous(memory_format=blocks.memory_format(cells))
+
+
+def warped(images: Tensor, moves: Tensor) -> Tensor:
+    """Images whose every pixel is taken from where `moves` says, bilinearly; from the border, if that is outside.
+
+    The four neighbours are looked up as embeddings are: their gradient, too, is one that a GPU repeats bit for bit.
+
+    Args:
+        images: (B, C, S, S).
+        moves: (B, 2, S, S), across and down, in shares of S.
+    """
+    count, channels, side, _ = images.shape
+    along = torch.arange(side, device=images.device, dtype=moves.dtype)
+    x = (along + side * moves[:, 0]).clamp(0, side - 1)
+    y = (along[:, None] + side * moves[:, 1]).clamp(0, side - 1)
+    left, top = x.detach().floor().clamp(max=side - 2), y.detach().floor().clamp(max=side - 2)
+    right_share, lower_share = (x - left)[..., None], (y - top)[..., None]
+    first = (torch.arange(count, device=images.device) * side * side)[:, None, None]
+    corner = first + top.long() * side + left.long()  # of the upper left neighbour, in `pixels`
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, channels)
+    upper, lower = (
+        torch.lerp(functional.embedding(at, pixels), functional.embedding(at + 1, pixels), right_share.to(pixels.dtype))
+        for at in (corner, corner + side)
+    )
+    mixed = torch.lerp(upper, lower, lower_share.to(pixels.dtype)).permute(0, 3, 1, 2)
+    return mixed.contiguous(memory_format=blocks.memory_format(images))
 
 
 def deviation(band: Tensor) -> Tensor:
@@ -74,17 +91,11 @@ def deviation(band: Tensor) -> Tensor:
     return (losses.wide(band).square().mean(dim=(2, 3), keepdim=True) + DEVIATION_FLOOR).sqrt()
 
 
-def first_channels(styles: list[Tensor], count: int) -> Tensor:
-    """As many of each, together `count`: STYLES of (B, c, ...) -> (B, count, ...)."""
-    return torch.cat([style[:, : count // STYLES] for style in styles], dim=1)
-
-
 class PyramidEncoder(Encoder):
     """E whose elements 1 to 3 are measured on its first features and then taken out of them.
 
     Of the `Bands` of each channel element 1 gets the level, 2 the deviation of the detail, 3 that of the layout.
-    Elements 4 and 5 are what the other blocks find in detail and layout, each divided by its deviation. With a
-    refinement both end in a copy of the first channels of 1 to 3, which tells whose styles they belong to.
+    Elements 4 and 5 are what the other blocks find in detail and layout, each divided by its deviation.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -92,9 +103,7 @@ class PyramidEncoder(Encoder):
         channels = blocks.widths(config.base_channels)
         sizes = element_sizes(channels[-1])
         self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in sizes[:STYLES])
-        *_, detail, self.remembered, layout, _ = element_parts(sizes, memory=config.refinement)
-        self.drawing = [detail, layout]
-        channels[-1] = sum(self.drawing)
+        channels[-1] = sum(sizes[STYLES:])
         self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -106,49 +115,55 @@ class PyramidEncoder(Encoder):
             x = block(x)
         measured = zip(self.styles, (level, of_detail, of_layout), strict=True)
         styles = [style(values.flatten(1))[..., None, None].expand(-1, -1, *x.shape[2:]) for style, values in measured]
-        memory = first_channels(styles, self.remembered)
-        detail, layout = x.split(self.drawing, dim=1)
-        return torch.cat([*styles, detail, memory, layout, memory], dim=1)
+        return torch.cat([*styles, x], dim=1)
 
 
 class PyramidGenerator(Generator):
     """G whose last features are put together from `Bands`, each drawn or set by its own elements.
 
-    No element knows of another before that. A refinement, behind it, gets them all, and how far the styles
-    differ from those that 4 and 5 remember: 0 where all are of one face, or all are mixed alike.
+    No element knows of another before that.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)[::-1]
-        self.parts = element_parts(element_sizes(channels[0]), memory=config.refinement)
-        *styles, of_detail, self.remembered, of_layout, _ = self.parts
+        self.sizes = element_sizes(channels[0])
+        *styles, of_detail, of_layout = self.sizes
         kinds = (config.kernel_size, config.norm, config.blocks)
         self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in styles)
         self.layout = blocks.hidden_stack([of_layout, *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
         self.layout.append(nn.Conv2d(channels[LAYOUT_BLOCKS], channels[-1], 1))
+        self.warp = None
+        if config.warp:
+            self.warp = nn.Conv2d(channels[LAYOUT_BLOCKS], 2, 3, padding=1)
+            nn.init.zeros_(self.warp.weight)  # a new one moves nothing
+            nn.init.zeros_(self.warp.bias)
         self.body = blocks.up_stack([of_detail, *channels[1:]], *kinds)
-        if config.refinement:
-            self.refinement = blocks.Refinement(channels[-1], 2 * self.remembered, config.kernel_size, config.norm)
 
     def features(self, z: Tensor, after_block: AfterBlock) -> Tensor:
-        *styles, detail, of_4, cells, of_5 = z.split(self.parts, dim=1)
+        *styles, detail, cells = z.split(self.sizes, dim=1)
         styles = [element.mean(dim=(2, 3), keepdim=True) for element in styles]
         level, of_detail, of_layout = (
             linear(element.flatten(1))[..., None, None] for linear, element in zip(self.styles, styles, strict=True)
         )
-        for block in self.layout:
+        *drawing, last_of_layout = self.layout
+        for block in drawing:
             cells = after_block(block(cells))
+        moves = [] if self.warp is None else [spread(REACH * torch.tanh(self.warp(cells)), LAYOUT_CELL)]
+        cells = after_block(last_of_layout(cells))
         *hidden, last, _ = self.body
         for block in hidden:
             detail = after_block(block(detail))
         mean = cells.mean(dim=(2, 3), keepdim=True)
-        smooth = spread(mean + level + (1 + of_layout) * (cells - mean))
-        x = smooth + (1 + of_detail) * bands(last(detail)).detail
-        if self.remembered:
-            own = first_channels(styles, self.remembered)
-            x = self.refinement(x, torch.cat([own - of_4, own - of_5], dim=1))
-        return after_block(x)
+        smooth = spread(mean + level + (1 + of_layout) * (cells - mean), LAYOUT_CELL)
+        drawn = smooth + (1 + of_detail) * bands(last(detail)).detail
+        return after_block(torch.cat([drawn, *moves], dim=1))
+
+    def picture(self, features: Tensor) -> Tensor:
+        if self.warp is None:
+            return super().picture(features)
+        drawn, moves = features.tensor_split([-2], dim=1)
+        return warped(super().picture(drawn), spread(moves, 2))
 
     def last_masked_side(self, image_size: int) -> int:
         return image_size // 2

@@ -18,17 +18,15 @@ from pipeline.data.loading.order import Stream, generator
 from pipeline.inference import pictures
 from pipeline.inference.bundle import Bundle
 from pipeline.measures.effects import effect_matrix
-from pipeline.models import lambda_draws, latents, losses
+from pipeline.models import extra_losses, lambda_draws, latents, losses
 from pipeline.models.autoencoder import FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
 from pipeline.models.discriminator import Discriminator
-from pipeline.models.extra_losses import EXTRA_TERMS
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import Context
 from pipeline.training.ema import calibrate_batch_norm
-from pipeline.training.extra_terms import ExtraTerms
 from pipeline.training.resume import read_alike, restore
 from pipeline.training.stage import Sums, new_autoencoder
 
@@ -68,8 +66,7 @@ class FusionStage:
             "discriminator": self.runtime.optimizing.adam(self.critic, config.optimizer),
         }
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
-        self.extra = ExtraTerms(config)
-        self.weights = config.loss_weights.model_dump(exclude=set(EXTRA_TERMS)) | self.extra.weights
+        self.weights = config.loss_weights.model_dump(exclude=set() if config.loss_weights.ssim else {"ssim"})
         self.layer_weights = config.perceptual.layer_weights
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
@@ -110,8 +107,9 @@ class FusionStage:
         """D's side of (3) and (12); the penalty of every n-th step weighs n times as much."""
         sums, every = Sums(len(micros)), self.context.config.penalty.every
         for micro in self.runtime.accumulating(self.discriminator, micros):
-            fused = self._fused_for_discriminator(micro, shared)
-            real, fake, penalty = self.discriminator(micro.images, fused, micro.position, penalised)
+            again, fused = self._images_for_discriminator(micro, shared)
+            compared = again if self.context.config.fusion.real == "reconstructions" else micro.images
+            real, fake, penalty = self.discriminator(compared, fused, micro.position, penalised)
             critic = losses.adversarial_critic(real, fake).mean()  # (2), negated
             self.runtime.optimizing.backward((critic + every * penalty.mean()) / len(micros))
             sums.add({"critic/real": real, "critic/fake": fake, "critic/wasserstein": -critic})
@@ -137,7 +135,7 @@ class FusionStage:
 
     def _forward(self, micro: Inputs) -> FusionOutput:
         """A' and C of every image (1)."""
-        output: FusionOutput = self.autoencoder(micro.images, micro.lambda_, self.extra.flipped_pairs)
+        output: FusionOutput = self.autoencoder(micro.images, micro.lambda_)
         return output
 
     def _shared_forward(self, micros: list[Inputs]) -> FusionOutput | None:
@@ -148,12 +146,12 @@ class FusionStage:
         """
         return self._forward(micros[0]) if len(micros) == 1 else None
 
-    def _fused_for_discriminator(self, micro: Inputs, shared: FusionOutput | None) -> Tensor:
-        """C, without a graph."""
+    def _images_for_discriminator(self, micro: Inputs, shared: FusionOutput | None) -> tuple[Tensor, Tensor]:
+        """A' and C, without a graph."""
         with torch.no_grad():
             output: FusionOutput = self.autoencoder(micro.images, micro.lambda_) if shared is None else shared
         assert output.fused is not None, "there is a Lambda"
-        return output.fused.detach()
+        return output.reconstruction.detach(), output.fused.detach()
 
     def terms(self, micro: Inputs, output: FusionOutput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The terms of (11), (m,) each, by the names of the weights; and the perceptual ones by layer.
@@ -161,13 +159,11 @@ class FusionStage:
         B is A rolled by one image, so B' is A' rolled: over the batch the two halves of (7) and (9) are alike.
         """
         images, lambda_, _ = micro
-        again, fused, _ = output  # A' and C
+        again, fused = output  # A' and C
         assert fused is not None, "there is a Lambda"
         with self.runtime.autocast():
             scores = self.critic.score(fused)
-        with torch.no_grad():
-            of_a = self._features(images)
-        by_layer = self._perceptual_terms(self._features(fused), of_a, lambda_)
+        by_layer = self._perceptual_terms(fused, images, lambda_)
         terms = {
             "adversarial": losses.adversarial_generator(scores),  # (2), (3)
             "content": self._sum_of_layers(CONTENT_LAYERS, by_layer),  # (4)
@@ -175,7 +171,8 @@ class FusionStage:
             "reconstruction": 2 * losses.reconstruction(again, images) + _endpoint_term(fused, images, lambda_),  # (7)
             "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(again),  # (8), (9)
         }
-        terms |= self.extra(output, images, of_a, self._features)  # not the paper's
+        if "ssim" in self.weights:  # not the paper's; of A' and of B', which is A' rolled
+            terms["ssim"] = 2 * (1 - extra_losses.structural_similarity(again, images))
         return terms, {f"loss_layer/{layer}": term for layer, term in by_layer.items()}
 
     def _features(self, images: Tensor) -> list[Tensor]:
@@ -183,18 +180,31 @@ class FusionStage:
             features: list[Tensor] = self.perceptual(images)
         return features
 
-    def _perceptual_terms(self, of_c: list[Tensor], of_a: list[Tensor], lambda_: Tensor) -> dict[str, Tensor]:
-        """Each layer's part of content (4) or style (5), (m,): a layer follows the lambda of its owner."""
+    def _perceptual_terms(self, fused: Tensor, images: Tensor, lambda_: Tensor) -> dict[str, Tensor]:
+        """Each layer's part of content (4) or style (5) of the first images, (b,): a layer follows its owner's lambda.
+
+        With `fusion.targets: ends` a part is 0 where that lambda is neither 0 nor 1.
+        """
+        count = min(self.context.config.perceptual.images or len(images), len(images))
+        of_c = self._features(fused[:count])
+        with torch.no_grad():
+            of_b_and_a = self._features(torch.cat([images[-1:], images[:count]]))  # each one's B is the one before
         by_layer = {}
-        owners = latents.layer_lambdas(lambda_, self.owners).unbind(1)
-        for layer, c, a, owner in zip(LAYERS, of_c, of_a, owners, strict=True):
+        owners = latents.layer_lambdas(lambda_[:count], self.owners).unbind(1)
+        for layer, c, b_and_a, owner in zip(LAYERS, of_c, of_b_and_a, owners, strict=True):
             if layer in STYLE_LAYERS:
-                gram_a = losses.gram_matrix(a)  # (6)
+                grams = losses.gram_matrix(b_and_a)  # (6)
                 owner = owner.flatten(1).mean(1) if owner.dim() > 1 else owner
-                by_layer[layer] = losses.style_of_grams(losses.gram_matrix(c), gram_a, rolled(gram_a), owner)  # (5)
+                term = losses.style_of_grams(losses.gram_matrix(c), grams[1:], grams[:-1], owner)  # (5)
             else:
-                by_layer[layer] = losses.content(c, a, rolled(a), owner)  # (4)
+                term = losses.content(c, b_and_a[1:], b_and_a[:-1], owner)  # (4)
+            by_layer[layer] = term * self._asked(owner)
         return by_layer
+
+    def _asked(self, owner: Tensor) -> Tensor:
+        """(b,): whether a layer's lambda, (b,) or (b, h, w), is one that its term is meant for, by `fusion.targets`."""
+        at_an_end = ((owner == 0) | (owner == 1)).flatten(1).all(1) if owner.dim() > 1 else (owner == 0) | (owner == 1)
+        return at_an_end | (self.context.config.fusion.targets == "mixed")
 
     def _sum_of_layers(self, layers: tuple[str, ...], by_layer: dict[str, Tensor]) -> Tensor:
         weights = dict(zip(LAYERS, self.layer_weights, strict=True))

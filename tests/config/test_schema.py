@@ -130,7 +130,6 @@ def test_overrides_that_are_not_yaml(override: str) -> None:
         ("data.image_size=16", "data.image_size: 16 is not a power of two"),
         ("data.image_size=64.5", "data.image_size: Input should be a valid integer"),
         ("model.kernel_size=3", "model.kernel_size: Input should be 4 or 5, not 3"),
-        ("model.refinement=true", "model.refinement: needs structure pyramid, and base_channels over 1"),
         ("model.elements=0", "model.elements: Input should be greater than or equal to 1"),
         ("model.base_channels=0", "model.base_channels: Input should be greater than or equal to 1"),
         ("loss_weights.style=-1", "loss_weights.style: Input should be greater than or equal to 0"),
@@ -156,14 +155,6 @@ def test_overrides_that_are_not_yaml(override: str) -> None:
 )  # fmt: skip
 def test_refusals(override: str, message: str) -> None:
     assert refusal(override).startswith(f"configuration: {message}")
-
-
-def test_separation_needs_an_owner_of_every_layer_and_pairs() -> None:
-    on = "loss_weights.separation=1"
-    assert "separation: needs fusion.reading = layerwise, not shared" in refusal(on, "fusion.reading=shared")
-    assert "separation_pairs: must be under training.micro_batch_size, 2" in refusal(on, "training.micro_batch_size=2")
-    assert loaded("fusion.reading=shared", "training.micro_batch_size=2").loss_weights.separation == 0
-    assert "path: needs loss_weights.separation above 0" in refusal("loss_weights.path=1")
 
 
 def test_suggested_micro_batches_are_accepted() -> None:

@@ -9,13 +9,12 @@ from torch.nn import functional
 
 from pipeline.config.schema import ModelConfig
 from pipeline.models.autoencoder import FusionAutoencoder, rolled
-from pipeline.models.blocks import Refinement
 from pipeline.models.networks import Encoder, Generator
-from pipeline.models.pyramid import bands, spread
+from pipeline.models.pyramid import bands, spread, warped
 
 OURS = {"blocks": "residual", "norm": "none", "structure": "pyramid"}
-REFINED = {**OURS, "refinement": True}
-RECIPES: list[dict[str, Any]] = [{}, OURS, REFINED]
+WARPED = {**OURS, "warp": True}
+RECIPES: list[dict[str, Any]] = [{}, OURS, WARPED]
 
 
 def model(base_channels: int = 2, **settings: Any) -> FusionAutoencoder:
@@ -40,7 +39,6 @@ def test_shapes(size: int, kernel_size: int, recipe: dict[str, Any]) -> None:
     assert output.reconstruction.shape == output.fused.shape == batch.shape
     assert output.fused.abs().max() <= 1
     assert both(batch).fused is None
-    assert output.flipped is None
 
 
 def test_layers_are_the_papers() -> None:
@@ -77,24 +75,6 @@ def test_one_forward_is_encode_mix_generate(spatial: bool) -> None:
         torch.testing.assert_close(output.reconstruction[index, None], back, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-@torch.no_grad()
-def test_pairs_whose_elements_are_flipped(recipe: dict[str, Any]) -> None:
-    both, batch = model(**recipe).eval(), images()
-    lam = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
-    alone, output = both(batch, lam), both(batch, lam, 3)
-    close: Any = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(output[:2], alone[:2], **close)
-    z = both.encoder(batch)
-    for index, image in enumerate(output.flipped):
-        pair, element = divmod(index, 5)
-        flips = torch.ones(5)
-        flips[element] = 0
-        fused = both.fuse_unchecked(z[pair : pair + 1], rolled(z)[pair : pair + 1], flips)
-        torch.testing.assert_close(image[None], fused, **close)
-    assert len(output.flipped) == 15
-
-
 @torch.no_grad()
 def test_ends_are_exact() -> None:
     both, batch = model().eval(), images()
@@ -117,17 +97,7 @@ def settled(batch: Tensor, **settings: Any) -> FusionAutoencoder:
         if isinstance(layer, nn.BatchNorm2d):
             layer.momentum = 1.0
     both(batch)
-    return moved(both).eval()
-
-
-def moved(both: FusionAutoencoder) -> FusionAutoencoder:
-    """With a refinement, if it has one, that does something: a new one adds nothing."""
-    for block in both.generator.modules():
-        if isinstance(block, Refinement):
-            last: Any = block.up[-1]
-            nn.init.normal_(last[1].weight, std=0.1)
-            nn.init.normal_(block.told.weight)
-    return both
+    return both.eval()
 
 
 def square(size: int, first: int, last: int) -> Tensor:
@@ -203,6 +173,37 @@ def test_a_grey_region_is_blended_once(size: int) -> None:
     torch.testing.assert_close(fused, output((a + b) / 2), rtol=1e-4, atol=1e-6)
 
 
+def test_a_warp_samples_as_the_library_does() -> None:
+    """Values and both gradients, also where pixels are taken from outside of the picture."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 16, 16, generator=random, dtype=torch.float64, requires_grad=True)
+    moves = (0.4 * torch.randn(2, 2, 16, 16, generator=random, dtype=torch.float64)).requires_grad_()
+    along = torch.linspace(-1 + 1 / 16, 1 - 1 / 16, 16, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1) + 2 * moves.movedim(1, -1)
+    wanted = functional.grid_sample(x, grid, "bilinear", "border", align_corners=False)
+    found = warped(x, moves)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn(found.shape, generator=random, dtype=torch.float64)
+    for ours, theirs in zip(*(torch.autograd.grad(each, (x, moves), weights) for each in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(warped(x, torch.zeros_like(moves)), x)
+
+
+def test_a_new_warp_moves_nothing_and_learns() -> None:
+    both, batch = model(base_channels=8, **WARPED), images(2)
+    without = model(base_channels=8, **OURS)
+    without.load_state_dict({k: v for k, v in both.state_dict().items() if ".warp." not in k})
+    torch.testing.assert_close(both(batch).reconstruction, without(batch).reconstruction)
+    warp: Any = both.generator.warp
+    both(batch).reconstruction.square().mean().backward()
+    assert warp.weight.grad.abs().max() > 0
+    nn.init.normal_(warp.weight, std=0.5)
+    z = both.encoder(batch)
+    of_layout = both.generator(both.mix(z, rolled(z), torch.tensor([1.0, 1, 1, 1, 0])))
+    torch.testing.assert_close(both.generator(both.mix(z, z, torch.rand(5))), both.generator(z))
+    assert (of_layout - both.generator(z)).abs().mean() > 1e-3
+
+
 @torch.no_grad()
 def test_bands_add_up() -> None:
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -211,8 +212,8 @@ def test_bands_add_up() -> None:
     torch.testing.assert_close(bands(x + 5).detail, parts.detail)
     cells = x[..., :4, :4]
     interpolated = functional.interpolate(cells, scale_factor=4, mode="bilinear")
-    torch.testing.assert_close(spread(cells), interpolated)
-    last = spread(cells.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(spread(cells, 4), interpolated)
+    last = spread(cells.contiguous(memory_format=torch.channels_last), 4)
     torch.testing.assert_close(last, interpolated)
     assert last.is_contiguous(memory_format=torch.channels_last)
     checkers = torch.ones(1, 1, 16, 16)
@@ -267,41 +268,11 @@ def test_level_and_contrast_of_the_first_features_are_style() -> None:
         assert near == [n != moved for n in range(3)]
 
 
-@torch.no_grad()
-def test_elements_meet_in_a_refinement() -> None:
-    """Without one, what elements 4 and 5 do to the last features adds up; behind one it does not."""
-    batch = images(2)
-    for recipe, meet in ((OURS, False), (REFINED, True)):
-        both = moved(model(base_channels=8, **recipe)).eval()
-        z_a, z_b = both.encoder(batch).split(1)
-        flips = torch.tensor([[1.0, 1, 1, 1, 1], [1, 1, 1, 0, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
-        a, four, five, both_of_b = both.generator.features(both.mix(z_a, z_b, flips), lambda x: x)
-        assert torch.allclose(four - a + five - a, both_of_b - a, rtol=1e-4, atol=1e-5) != meet
-
-
-@torch.no_grad()
-def test_a_refinement_gets_how_the_styles_differ() -> None:
-    both, batch, told = model(base_channels=16, **REFINED).eval(), images(2), list[Tensor]()
-    refinement: Any = both.generator.refinement
-    refinement.register_forward_pre_hook(lambda _, inputs: told.append(inputs[1]))
-    z_a, z_b = both.encoder(batch).split(1)
-    flips = 1 - torch.eye(5)
-    both.fuse_unchecked(z_a, z_b, torch.cat([torch.tensor([[1.0], [0.5], [0.0]]).expand(3, 5), flips]))
-    alike, by_flip = told[0].split([3, 5])
-    assert alike.abs().max() < 1e-6
-    # Of 1, 2 and 3 two numbers each beside what 4 remembers, then beside what 5 does.
-    differs = by_flip.abs().amax((2, 3)).unflatten(1, (2, 3, 2)).amax(3) > 1e-4
-    styles = torch.eye(3, dtype=torch.bool)
-    assert torch.equal(differs[:3], styles[:, None].expand(3, 2, 3))
-    assert differs[3].tolist() == [[True] * 3, [False] * 3] and differs[4].tolist() == [[False] * 3, [True] * 3]
-
-
-@pytest.mark.parametrize("recipe", [OURS, REFINED])
 @pytest.mark.parametrize("size", [64, 128])
 @torch.no_grad()
-def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int, recipe: dict[str, Any]) -> None:
+def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int) -> None:
     batch = images(2, size)
-    both = moved(model(base_channels=8, **recipe)).eval()
+    both = model(base_channels=8, **OURS).eval()
     z_a = both.encoder(batch)
     mask = square(size, size // 4, size // 2)
     style_of_b = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0])
@@ -314,7 +285,6 @@ def test_a_region_takes_on_a_style_and_the_rest_does_not(size: int, recipe: dict
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_parameter_gets_a_gradient(recipe: dict[str, Any]) -> None:
     both = model(**recipe)
-    moved(both)
     output = both(images(), torch.rand(4, 5))
     assert output.fused is not None
     output.fused.square().mean().backward()

@@ -48,24 +48,6 @@ def test_residual_stacks_have_the_same_shapes(base: int) -> None:
     assert blocks.up_stack(blocks.widths(base)[::-1], 4, "none", "residual")(z).shape == x.shape
 
 
-@pytest.mark.parametrize("kernel_size", [4, 5])
-@pytest.mark.parametrize("kind", ["batch", "layer", "none"])
-def test_a_refinement_begins_as_nothing(kernel_size: int, kind: Norm) -> None:
-    torch.manual_seed(0)
-    refinement: Any = blocks.Refinement(3, 5, kernel_size, kind)
-    x = torch.randn(2, 3, 16, 16)
-    nothing, told = torch.zeros(2, 5, 4, 4), torch.randn(2, 5, 4, 4)
-    assert torch.equal(refinement(x, told), x)
-    nn.init.normal_(refinement.up[-1][1].weight)
-    moved = refinement(x, nothing) - x
-    assert moved.shape == x.shape and moved.abs().mean() > 1e-2
-    assert torch.equal(refinement(x, told) - x, moved)
-    nn.init.normal_(refinement.told.weight)
-    assert torch.equal(refinement(x, nothing) - x, moved) and not torch.allclose(refinement(x, told) - x, moved)
-    x[..., 0, 0] += 1
-    assert (refinement(x, nothing) - x - moved)[..., 6, 6].abs().max() > 1e-5  # it sees six pixels far
-
-
 @torch.no_grad()
 def test_smooth_up_draws_no_grid_of_an_even_input() -> None:
     """As a transposed convolution does."""

@@ -66,12 +66,6 @@ def test_a_pyramid_splits_unevenly(channels: int, sizes: tuple[int, ...]) -> Non
         assert torch.equal(moved, torch.arange(sum(sizes[:element]), sum(sizes[: element + 1])))
     one = torch.tensor([0.25])  # one lambda for all
     assert torch.equal(latents.mix(z_a, z_b, one, sizes), latents.mix(z_a, z_b, one))
-    assert pyramid.element_parts(sizes, memory=False) == [*sizes[:4], 0, sizes[4], 0]
-
-
-@pytest.mark.parametrize(("channels", "parts"), [(32, [2, 2, 2, 17, 3, 3, 3]), (1024, [64, 64, 64, 600, 24, 184, 24])])
-def test_a_memory_is_part_of_4_and_5(channels: int, parts: list[int]) -> None:
-    assert pyramid.element_parts(pyramid.element_sizes(channels), memory=True) == parts and sum(parts) == channels
 
 
 def test_owner_matrices() -> None:

@@ -17,7 +17,7 @@ from pipeline.training import checkpoint
 from pipeline.training.fusion import FusionStage, Inputs
 
 WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
-EXTRA = {"ssim": 30.0, "separation": 7.0, "path": 5.0}
+EXTRA = {"ssim": 30.0}
 NO_OTHERS = tuple(f"fusion.mixture.{name}=0" for name in ("coin_flips", "single", "uniform"))
 READINGS = {
     "layerwise": ("model.elements=5",),
@@ -26,10 +26,11 @@ READINGS = {
         *("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
         *("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
     ),
-    "separation, path": (
-        *("loss_weights.separation=7", "loss_weights.path=5", "fusion.separation_pairs=1"),
-        *("model.norm=none", "model.blocks=residual"),
+    "ends, real": (
+        *("fusion.targets=ends", "perceptual.images=2", "fusion.real=reconstructions"),
+        *("fusion.mixture.equal=0.3", "fusion.mixture.uniform=0"),
     ),
+    "residual": ("model.norm=none", "model.blocks=residual"),
     "spatial, layer weights": (
         *("data.image_size=64", "fusion.mixture.spatial=1", "fusion.mixture.endpoints=0", *NO_OTHERS),
         "perceptual.layer_weights=[1,10,40,0.5,0]",
@@ -68,9 +69,9 @@ class Spy:
 
 
 def expected_critic_loss(
-    critic: Any, micro: Inputs, fused: Tensor, k: float, p: float, endpoints: bool
+    critic: Any, micro: Inputs, real: Tensor, fused: Tensor, k: float, p: float, endpoints: bool
 ) -> tuple[Tensor, Tensor]:
-    real, fake = micro.images, fused.detach()
+    real, fake = real.detach(), fused.detach()
     t = micro.position[:, None, None, None]
     penalties = []
     for points in (real, fake) if endpoints else (t * real + (1 - t) * fake,):
@@ -88,13 +89,18 @@ def expected_critic_loss(
 def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, owners: Tensor) -> dict[str, Tensor]:
     """The means of the equations' terms, from A, B, A', B' and C; B is the image before A."""
     a, lambda_ = micro.images, micro.lambda_
-    a_again, c, _ = model(a, lambda_)
+    a_again, c = model(a, lambda_)
     before = [i - 1 for i in range(len(a))]
     b, b_again = a[before], a_again[before]
-    by_layer = torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
-    layers = list(zip(stage.layer_weights, *(stage.perceptual(x) for x in (c, a, b)), by_layer, strict=True))
-    style = [w * losses.style(x, y, z, lam.reshape(len(a), -1).mean(1)) for w, x, y, z, lam in layers[:3]]
+    config, by_layer = stage.context.config, torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
+    seen = [stage.perceptual(x[: config.perceptual.images]) for x in (c, a, b)]
+    layers = list(zip(stage.layer_weights, *seen, (lam[: len(seen[0][0])] for lam in by_layer), strict=True))
+    style = [w * losses.style(x, y, z, lam.reshape(len(x), -1).mean(1)) for w, x, y, z, lam in layers[:3]]
     content = [w * losses.content(x, y, z, lam) for w, x, y, z, lam in layers[3:]]
+    if config.fusion.targets == "ends":
+        for terms_of, some in ((style, layers[:3]), (content, layers[3:])):
+            for index, (*_, lam) in enumerate(some):
+                terms_of[index] = torch.where((lam == 0) | (lam == 1), terms_of[index], 0)
     only_a, only_b = ((lambda_.flatten(1) == value).all(1)[:, None, None, None] for value in (1, 0))
     end = torch.where(only_a, a, torch.where(only_b, b, c))  # C itself elsewhere: R is 0 there
     terms = {
@@ -105,42 +111,10 @@ def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, o
         "total_variation": sum(map(losses.total_variation, (c, a_again, b_again))),
         "ssim": 2 - structural_similarity(a_again, a) - structural_similarity(b_again, b),
     }
-    found = {name: torch.as_tensor(values).mean() for name, values in terms.items()}
-    return found | (expected_of_flips(stage, model, a) if stage.extra.flipped_pairs else {})
+    return {name: torch.as_tensor(values).mean() for name, values in terms.items()}
 
 
-def expected_of_flips(stage: FusionStage, autoencoder: Any, images: Tensor) -> dict[str, Tensor]:
-    """Separation and path of the first pair, as `evaluate` measures them; beyond all elements nothing is own."""
-    z_a, z_b = autoencoder.encoder(images[:1]), autoencoder.encoder(images[-1:])
-
-    def points(z: Tensor) -> list[Tensor]:
-        features = stage.perceptual(autoencoder.generator(z))
-        return [losses.gram_matrix(each) if number < 3 else each for number, each in enumerate(features)]
-
-    def distances(z: Tensor) -> Tensor:
-        return torch.stack([(x - y).square().mean() for x, y in zip(points(z), points(z_a), strict=True)])
-
-    flips = [autoencoder.mix(z_a, z_b, 1 - torch.eye(5)[element]) for element in range(5)]
-    squares = torch.stack([distances(z) for z in flips]) / distances(z_b)
-    own = squares.diagonal().clamp(max=1)
-    own_share = (own / squares.sum(0)).mean()
-    leakage = 1 - (own / squares.sum(1)).mean()
-
-    def seen(shown: Tensor) -> Tensor:
-        """Features of length 1 at every place, and every layer as heavy: the inner product is a path's."""
-        parts = [each[0] / each[0].norm(dim=0).clamp(min=1e-10) for each in stage.perceptual(shown)]
-        return torch.cat([part.flatten() / (5 * part[0].numel()) ** 0.5 for part in parts])
-
-    start = seen(autoencoder.generator(z_a))
-    ways = [seen(autoencoder.generator(z)) - start for z in flips]
-    back = seen(images[:1]) - start
-    cosines = torch.stack([way @ back / (way.norm() * back.norm()) for way in ways])
-    return {"separation": 1 - own_share + leakage, "path": cosines.clamp(min=0).mean()}
-
-
-@pytest.mark.parametrize(
-    ("reading", "micro"), [*((reading, 4) for reading in READINGS), ("layerwise", 2), ("separation, path", 2)]
-)
+@pytest.mark.parametrize(("reading", "micro"), [*((reading, 4) for reading in READINGS), ("layerwise", 2)])
 def test_one_step_is_the_method(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reading: str, micro: int
 ) -> None:
@@ -156,8 +130,9 @@ def test_one_step_is_the_method(
     # D first, on fused images that carry no gradient to E and G.
     k, p, endpoints = (3, 4, True) if "penalty" in reading else (2, 6, False)
     parts = [
-        expected_critic_loss(critic, each, autoencoder(each.images, each.lambda_).fused, k, p, endpoints)
+        expected_critic_loss(critic, each, again if "real" in reading else each.images, fused, k, p, endpoints)
         for each in micros
+        for again, fused in [autoencoder(each.images, each.lambda_)]
     ]
     torch.stack([score + penalty for score, penalty in parts]).mean().backward()
     assert_close_gradients(spy.critic["discriminator"], gradients(critic.parameters()))
@@ -185,18 +160,16 @@ def test_one_step_is_the_method(
         weight * terms[f"loss_layer/{layer}"] for layer, weight in zip(LAYERS, stage.layer_weights, strict=True)
     )
     torch.testing.assert_close(layers, terms["loss/content"] + terms["loss/style"])
-    # Separation divides small distances of nearly equal images: it is less exact in float32.
-    of_largest = 2e-3 if "separation" in reading else 2e-4
-    assert_close_gradients(spy.autoencoder["autoencoder"], gradients(autoencoder.parameters()), of_largest)
+    assert_close_gradients(spy.autoencoder["autoencoder"], gradients(autoencoder.parameters()))
     assert all(gradient is None for gradient in spy.critic["autoencoder"]), "their step is not D's"
 
 
-def assert_close_gradients(ours: list[Tensor | None], theirs: list[Tensor | None], of_largest: float = 2e-4) -> None:
+def assert_close_gradients(ours: list[Tensor | None], theirs: list[Tensor | None]) -> None:
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         assert one is not None and other is not None
         largest = float(other.abs().max())
-        torch.testing.assert_close(one, other, rtol=2e-3, atol=of_largest * largest + 1e-8)
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4 * largest + 1e-8)
 
 
 def test_a_step_moves_every_network_but_the_perceptual(trained: Trained, tmp_path: Path) -> None:

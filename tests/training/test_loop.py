@@ -22,7 +22,7 @@ VARIANTS = {
     "workers and accumulation": ("data.workers=1", "training.micro_batch_size=2"),
     "no average, BatchNorm in D": ("training.ema_decay=0", "model.discriminator_norm=batch"),
     "the recommended networks": (
-        *("model.structure=pyramid", "model.refinement=true", "model.blocks=residual", "model.norm=none"),
+        *("model.structure=pyramid", "model.blocks=residual", "model.norm=none"),
         *("speed.channels_last=true", "penalty.every=2"),
     ),
 }
