@@ -23,7 +23,6 @@ from pipeline.config.load import load
 from pipeline.config.schema import LAYERS, STYLE_LAYERS, SpeedConfig
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.models import losses
-from pipeline.models.extra_losses import EXTRA_TERMS
 from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
 
@@ -48,7 +47,7 @@ class LiteralStage:
             "autoencoder": context.runtime.optimizing.adam(self.model, adam),
             "discriminator": context.runtime.optimizing.adam(self.critic, adam),
         }
-        self.weights = context.config.loss_weights.model_dump(exclude=set(EXTRA_TERMS))
+        self.weights = context.config.loss_weights.model_dump(exclude={"ssim"})
 
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """On the one micro-batch as A and, in the reverse order, as B."""
@@ -171,7 +170,7 @@ def measure(options: argparse.Namespace) -> None:
     if options.literal:
         if config.training.global_batch_size != config.training.micro_batch_size:
             raise UserError("--literal: training.global_batch_size and training.micro_batch_size must be equal")
-        only_the_papers = config.loss_weights.model_copy(update=dict.fromkeys(EXTRA_TERMS, 0.0))
+        only_the_papers = config.loss_weights.model_copy(update={"ssim": 0.0})
         config = config.model_copy(update={"loss_weights": only_the_papers})
     context = bench.without_data(config)
     found = errors(context) if options.check else {}

@@ -133,11 +133,9 @@ class PyramidGenerator(Generator):
         self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in styles)
         self.layout = blocks.hidden_stack([of_layout, *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
         self.layout.append(nn.Conv2d(channels[LAYOUT_BLOCKS], channels[-1], 1))
-        self.warp = None
-        if config.warp:
-            self.warp = nn.Conv2d(channels[LAYOUT_BLOCKS], 2, 3, padding=1)
-            nn.init.zeros_(self.warp.weight)  # a new one moves nothing
-            nn.init.zeros_(self.warp.bias)
+        self.warp = nn.Conv2d(channels[LAYOUT_BLOCKS], 2, 3, padding=1) if config.warp else None
+        for parameter in self.warp.parameters() if self.warp else ():
+            nn.init.zeros_(parameter)  # a new warp moves nothing
         self.body = blocks.up_stack([of_detail, *channels[1:]], *kinds)
 
     def features(self, z: Tensor, after_block: AfterBlock) -> Tensor:
