@@ -25,6 +25,19 @@ def test_replacing_writes_the_file_with_the_usual_permissions(tmp_path: Path) ->
     assert listing(tmp_path) == {"new", "new/picture.png"}
 
 
+def test_a_file_is_on_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut leaves an empty file of that name. Then the folder, or the name itself may be lost."""
+    path, flushed, fsync = tmp_path / "file.txt", list[tuple[int, bool]](), os.fsync
+
+    def watch(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_ino, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    files.write_text(path, "whole")
+    assert flushed == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+
+
 def test_a_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file.txt").write_text("old")

@@ -24,6 +24,13 @@ def test_a_double_exposure_is_a_ghost_and_loses_half_its_sharpness() -> None:
     assert all(torch.isfinite(value).all() for value in half_way(a, a, a, a, a).values())
 
 
+def test_a_quarter_of_a_is_compared_with_that_exposure() -> None:
+    a, b = stripes([2, 3, 4]), stripes([10, 11, 12])
+    found = half_way((a + 3 * b) / 4, a, b, a, b, share=0.25)
+    assert found["ghost"].item() == pytest.approx(1) and found["sharpness"].item() == pytest.approx(0.625)
+    assert half_way(b, a, b, a, b, share=0.25)["ghost"].item() == pytest.approx(0, abs=1e-6)
+
+
 def test_detours() -> None:
     a, b = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     aside = torch.tensor([1.0, 0, 1, 0]).reshape(1, 1, 2, 2).expand(1, 3, 2, 2)

@@ -56,8 +56,6 @@ def write_shard(shared: tuple[Source, Options], task: Task) -> None:
     samples: list[Sample] = []
     rejected: list[Rejected] = []
     with os_errors_named(path):
-        # The index of a tar that was cut must not describe the new one before that is whole.
-        index_path(path).unlink(missing_ok=True)
         with replacing(path) as temporary:
             with temporary.open("wb", buffering=2**20) as stream, silent():
                 for record in task.records:

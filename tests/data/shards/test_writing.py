@@ -22,7 +22,7 @@ from pipeline.data.shards.format import load_manifest
 from pipeline.data.shards.reader import ShardReader
 from pipeline.data.shards.verifying import verify
 from pipeline.data.shards.writing import write_shards
-from pipeline.data.source.photographs import open_source
+from pipeline.data.source.photographs import Record, open_source
 from pipeline.data.source.splits import split_records
 
 OLD = "46018ddbdd731b85f943783acdc07fc0272729c33995f6f00d9f675ce633fc9b"
@@ -59,6 +59,8 @@ def test_splits(source: Path, tmp_path: Path) -> None:
             write_shards(source, tmp_path / "refused", split=split)
     assert not (tmp_path / "refused").exists()
     record = open_source(source).records[0]
+    records = [Record(str(key), f"{key}.jpg") for key in range(28)]
+    assert split_records(records, "0.1") == {"train": records[:25], "test": records[25:]}  # 2.8 images
     paper = split_records([record] * 202_599, "paper")
     assert {name: len(records) for name, records in paper.items()} == {"train": 200_000, "test": 2_599}
     bare = tmp_path / "bare"
