@@ -26,7 +26,7 @@ weights_app.command()(training.fetch)
 app.add_typer(weights_app, name="weights")
 
 bench_app = typer.Typer(help="Measure what this machine gives, beside its limit.", no_args_is_help=True)
-for measure in (bench.step, bench.loader, bench.shard):
+for measure in (bench.step, bench.loader):
     bench_app.command()(measure)
 app.add_typer(bench_app, name="bench")
 

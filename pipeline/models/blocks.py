@@ -39,12 +39,6 @@ def up(inputs: int, outputs: int, kernel_size: int, norm: Norm, activation: nn.M
     return nn.Sequential(convolution, *_norm(norm, outputs), activation)
 
 
-def smooth_up(inputs: int, outputs: int, norm: Norm, activation: nn.Module) -> nn.Sequential:
-    """`up` as a 3 x 3 convolution of the enlarged input (Odena et al. 2016): an even input cannot become a grid."""
-    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")
-    return nn.Sequential(nn.Upsample(scale_factor=2), convolution, *_norm(norm, outputs), activation)
-
-
 class Residual(nn.Module):
     """A block added to a shortcut without parameters: its input, pixels moved into channels or back (Chen et al. 2024).
 

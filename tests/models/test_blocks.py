@@ -48,19 +48,6 @@ def test_residual_stacks_have_the_same_shapes(base: int) -> None:
     assert blocks.up_stack(blocks.widths(base)[::-1], 4, "none", "residual")(z).shape == x.shape
 
 
-@torch.no_grad()
-def test_smooth_up_draws_no_grid_of_an_even_input() -> None:
-    """As a transposed convolution does."""
-    torch.manual_seed(0)
-    even = torch.randn(1, 4, 1, 1).expand(1, 4, 8, 8)
-    inside, grid = (
-        up(even)[..., 3:-3, 3:-3]
-        for up in (blocks.smooth_up(4, 3, "none", nn.Identity()), blocks.up(4, 3, 4, "none", nn.Identity()))
-    )
-    assert inside.shape == grid.shape == (1, 3, 10, 10)
-    assert inside.std((2, 3)).max() < 1e-6 < 1e-2 < grid.std((2, 3)).min()
-
-
 def test_fitted_channels_are_averaged_or_repeated() -> None:
     x = torch.arange(12.0).view(1, 12, 1, 1)
     assert blocks.FitChannels(12, 4)(x).flatten().tolist() == [1, 4, 7, 10]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.exit_codes import importing
-from pipeline.cli.options import AsJson, ConfigFile, Overrides, Workers, configuration
+from pipeline.cli.options import AsJson, ConfigFile, Overrides, configuration
 from pipeline.common.files import write_json
 
 
@@ -48,20 +48,3 @@ def loader(
 
     report = loading.measure(shards, resolved.data, images)
     print(json.dumps(report, indent=2) if as_json else loading.as_text(report))
-
-
-def shard(
-    source: Annotated[Path, typer.Argument(help="As of `latentfuse shard`; only read.")],
-    images: Annotated[int, typer.Option(min=2, help="How many to shard: the first by key.")] = 15_000,
-    workers: Workers = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Folder on the disk to write to; default: the system's temporary folder.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Time sharding beside the bare decoder on as many processes; files are in the page cache."""
-    with importing():
-        from pipeline.cli.bench import sharding
-
-    report = sharding.measure(source, images, workers, folder)
-    print(json.dumps(report, indent=2) if as_json else sharding.as_text(report))
