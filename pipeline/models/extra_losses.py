@@ -1,10 +1,13 @@
-"""SSIM, a loss term that the paper does not have. As in `losses`: (B,) float32, unweighted."""
+"""Loss terms that the paper does not have; a weight of 0 leaves one out. As in `losses`: (B,) float32, unweighted."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.losses import wide
+
+EXTRA_TERMS = ("ssim",)
+"""Their names in `loss_weights`."""
 
 WINDOW, WINDOW_DEVIATION = 5, 1.5
 """Of SSIM: pixels on each side of a window's centre, and the standard deviation of its Gaussian."""

@@ -22,6 +22,7 @@ from pipeline.models import extra_losses, lambda_draws, latents, losses
 from pipeline.models.autoencoder import FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
 from pipeline.models.discriminator import Discriminator
+from pipeline.models.extra_losses import EXTRA_TERMS
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
@@ -66,7 +67,8 @@ class FusionStage:
             "discriminator": self.runtime.optimizing.adam(self.critic, config.optimizer),
         }
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
-        self.weights = config.loss_weights.model_dump(exclude=set() if config.loss_weights.ssim else {"ssim"})
+        weights = config.loss_weights.model_dump()
+        self.weights = {name: weight for name, weight in weights.items() if weight or name not in EXTRA_TERMS}
         self.layer_weights = config.perceptual.layer_weights
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
