@@ -20,8 +20,10 @@ class FacePairs:
     Pair k has the k-th face as A and the one before it as B, around the end: every face is once A and once B.
     """
 
-    def __init__(self, bundle: Bundle, dataset: FaceImages, most: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, dataset: FaceImages, most: int | None = None, trained: bool = False) -> None:
+        """With `trained`, of training images: unreadable ones are replaced as training does, never those of a test."""
         self.bundle, self.dataset = bundle, dataset
+        self.load = dataset.load_as_trained if trained else dataset.load
         self.batch_size = bundle.config.evaluation.batch_size
         order = np.random.default_rng(bundle.config.evaluation.seed).permutation(len(dataset))
         self.order: list[int] = order[:most].tolist()
@@ -31,7 +33,7 @@ class FacePairs:
 
     def images(self, positions: range) -> Tensor:
         """The faces at these positions of the order: (n, 3, S, S) in [-1, 1] on the device."""
-        return self.dataset.load([self.order[each % len(self)] for each in positions]).to(self.bundle.device)
+        return self.load([self.order[each % len(self)] for each in positions]).to(self.bundle.device)
 
     def metadata(self, position: int) -> dict[str, Any]:
         """What the shards say of the face at a position of the order."""

@@ -95,7 +95,7 @@ def _measured(
     extractor = feature_extractor(perceptual, bundle.device)
     rows, found = _rows(faces, perceptual, extractor, pairs)
     if training is not None:
-        learning = FacePairs(bundle, training, config.classifier_faces)
+        learning = FacePairs(bundle, training, config.classifier_faces, trained=True)
         rows["detectability"] = sections.detectability_rows(learning, found.pictures, config.seed)
     result: dict[str, Any] = {
         "version": VERSION,
