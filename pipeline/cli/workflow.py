@@ -113,6 +113,9 @@ def _pretrain(config: Config, runtime: Runtime) -> None:
 
 def _train(config: Config, runtime: Runtime, pretrained: Path | None) -> None:
     context = open_context(config, runtime)
+    saved = checkpoint.steps(checkpoint.folder_of(config.run_dir, FusionStage.name))
+    if pretrained and saved:
+        runtime.say(f"train: --init {pretrained} is not used: {saved[-1]} goes on; for a new start set another run_dir")
     loop.run(FusionStage(context, pretrained or config.run_dir / "pretrain"), context)
 
 

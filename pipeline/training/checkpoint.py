@@ -8,10 +8,12 @@ Written to a temporary folder, flushed, renamed; only then the oldest are droppe
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,22 @@ from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.config.load import validate_stored
+from pipeline.config.schema import Config
+from pipeline.inference.weights import not_finite
+from pipeline.training.heartbeat import STOP
 
 WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
-LEFTOVERS = (
-    *(".*-????????.tmp.*", ".bundle.tmp", ".evaluation.tmp"),
-    *("*/checkpoints/.step-????????.*", "*/not-finite-step-*/.*-????????.tmp.json"),
-)
-"""In a run folder, what a killed job may leave half-written."""
+KINDS = {"step": int, "stage": str, "images_seen": int, "config": dict, "data_hash": str, "skipped_steps": int}
+"""What every state holds."""
+STAGES = ("train", "pretrain")
+"""The last one first."""
+WRITTEN = {"": r"config\.yaml|status\.json|strip\.png|bundle"} | {
+    f"{stage}/{folder}": names
+    for stage in STAGES
+    for folder, names in (("checkpoints", r"step-[0-9]{8,}"), ("not-finite-step-*", r"rank[0-9]{4,}\.json"))
+}
+"""Folders of a run, and the files and folders that a killed job may have left half-written there."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,17 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        return int(self.state["step"])
+        step: int = self.state["step"]
+        return step
+
+    @property
+    def config(self) -> Config:
+        """What it was trained with, with today's defaults where a key is newer.
+
+        Raises:
+            UserError: if that is none.
+        """
+        return validate_stored(self.state["config"], str(self.path / STATE))
 
     def module(self, name: str) -> dict[str, Tensor]:
         """The state dict of one module."""
@@ -60,9 +81,8 @@ def save(
     Raises:
         UserError: if a weight is not finite, or writing fails; what was there before is untouched.
     """
-    path = folder / f"step-{step:08d}"
-    bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-    if bad:
+    path = folder / _name(step)
+    if bad := not_finite(weights):
         raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
     try:
         with files.replacing_folder(path) as temporary:
@@ -89,31 +109,76 @@ def folder_of(run_dir: Path, stage: str) -> Path:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first, verified or not; folders with other names are the user's."""
-    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
+    return sorted(
+        (path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)),
+        key=lambda path: int(path.name[5:]),
+    )
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint and check every byte of it.
 
     Raises:
-        UserError: naming the file that is missing, damaged or unreadable.
+        UserError: naming the file that is missing, damaged or unreadable, or of another step than the folder's name.
     """
     try:
-        sums = json.loads((path / MANIFEST).read_text())
+        sums = files.read_json(path / MANIFEST)
         for name in (WEIGHTS, OPTIMIZERS, STATE):
             if files.sha256(path / name) != sums[name]:
                 raise UserError(f"{path / name}: damaged: its SHA-256 is not the manifest's")
-        return Checkpoint(
-            path,
-            load_file(path / WEIGHTS),
-            torch.load(path / OPTIMIZERS, map_location="cpu", weights_only=True),
-            json.loads((path / STATE).read_text()),
-            sums[WEIGHTS],
-        )
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / MANIFEST}: damaged: not a checkpoint's manifest") from None
+    state = _load_state(path / STATE)
+    if re.fullmatch("step-[0-9]+", path.name) and path.name != _name(state["step"]):
+        raise UserError(f"{path}: holds step {state['step']}: the folder was renamed; name it {_name(state['step'])}")
+    weights = _load_weights(path / WEIGHTS)
+    return Checkpoint(path, weights, _load_optimizers(path / OPTIMIZERS), state, sums[WEIGHTS])
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state = files.read_json(path)
+        whole = all(type(state[key]) is kind for key, kind in KINDS.items())
+        if not whole or not 0 <= state["step"] < 10**12 or state["skipped_steps"] < 0:
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged: not the state of a checkpoint") from None
+    kept: dict[str, Any] = state
+    return kept
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = load_file(path)
+        bad = not_finite(weights)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if bad:
+        raise UserError(f"{path}: damaged: {bad[0]} and {len(bad) - 1} more are not finite")
+    return weights
+
+
+def _load_optimizers(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as members:
+            if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
+                raise ValueError("compressed, as torch never writes it")
+        optimizers = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a file that torch did not write can make it raise is anything
+        if "DefaultCPUAllocator" in str(error):  # no fault of the file
+            raise
+        raise UserError(f"{path}: damaged: torch cannot load it ({type(error).__name__})") from None
+    if not isinstance(optimizers, dict) or not all(isinstance(each, dict) for each in optimizers.values()):
+        raise UserError(f"{path}: damaged: not the state of optimizers")
+    return optimizers
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -141,7 +206,7 @@ def find(path: Path) -> Checkpoint:
     """
     if (path / MANIFEST).is_file():
         return load(path)
-    for folder in (path, path / "checkpoints", *(path / stage / "checkpoints" for stage in ("train", "pretrain"))):
+    for folder in (path, path / "checkpoints", *(folder_of(path, stage) for stage in STAGES)):
         found, passed_over = newest(folder)
         for reason in passed_over:
             print(f"passed over {reason}", flush=True)
@@ -152,7 +217,7 @@ def find(path: Path) -> Checkpoint:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this job, and remove what a killed one left half-written in it.
+    """Hold the run folder for this job, and remove what an earlier one left in it: half-written files, the file STOP.
 
     The lock ends with the process, however that ends.
 
@@ -181,7 +246,11 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    for left in (path for pattern in LEFTOVERS for path in run_dir.glob(pattern)):
-        if left.resolve() != left:  # a link, or behind one: not ours
-            continue
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for where, names in WRITTEN.items():
+        for folder in run_dir.glob(where) if where else (run_dir,):
+            if folder.resolve() == folder:  # no link, nor behind one
+                files.remove_leftovers(folder, names)
+    if (run_dir / STOP).is_file():
+        with suppress(OSError):
+            (run_dir / STOP).unlink()
+            print(f"{run_dir / STOP}: was there before this job began; removed", flush=True)

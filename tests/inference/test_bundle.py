@@ -1,6 +1,8 @@
 """Bundles: the weights of a checkpoint, for those who only use them."""
 
 import json
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from running import Trained, file_size_limit, latentfuse, listing
 from safetensors.torch import load_file, save_file
 
 import pipeline
+from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.data import images
 from pipeline.training import checkpoint
@@ -147,28 +150,99 @@ def test_an_image_tensor_that_does_not_fit_is_refused(trained: Trained, shape: t
         pipeline.load_bundle(trained.bundle).load_image(torch.zeros(shape))
 
 
+def change(bundle: Path, apply: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Other weights, and the sums of these."""
+    path = bundle / "model.safetensors"
+    weights = load_file(path)
+    apply(weights)
+    save_file(weights, path, metadata={"image_size": "32"})
+    edit(lambda info: info["sha256"].update({path.name: files.sha256(path)}))(bundle)
+
+
 def test_the_perceptual_network_has_the_scales_of_training(trained: Trained, bundle: Path) -> None:
-    weights = load_file(bundle / "model.safetensors")
-    weights["scales.factor"] = torch.arange(1.0, 6.0)
-    save_file(weights, bundle / "model.safetensors")
+    change(bundle, lambda weights: weights.update({"scales.factor": torch.arange(1.0, 6.0)}))
     network = pipeline.load_bundle(bundle).perceptual()
     assert torch.equal(network.scales.factor, torch.arange(1.0, 6.0))
 
 
 def test_export_replaces_a_bundle_but_nothing_else(trained: Trained, bundle: Path, tmp_path: Path) -> None:
     (bundle / "model.safetensors").write_bytes(b"old")
-    assert latentfuse("export", trained.run, bundle).code == 0
-    assert listing(bundle) == FILES and listing(tmp_path) == {"bundle", *(f"bundle/{name}" for name in FILES)}
+    (bundle / "model-00001-of-00002.safetensors").write_bytes(b"of a larger one")
+    (tmp_path / "empty").mkdir()
+    others = {".bundle.old", ".bundle.tmp", ".bundle-0123abcd.old"}  # of anybody
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
+    left = Path(shutil.copytree(bundle, tmp_path / ".bundle-76543210.tmp"))  # by an export that was killed
+    assert latentfuse("export", trained.run, bundle).code == latentfuse("export", trained.run, tmp_path / "empty").code
+    assert listing(bundle) == listing(tmp_path / "empty") == FILES and not left.exists()
+    assert {path.parent.name for path in tmp_path.rglob("precious")} == others
     pipeline.load_bundle(bundle)
-    for name, content in (("notes.txt", "precious"), ("config.json", '{"model_type": "another program\'s"}')):
-        other = tmp_path / f"other-{name}"
-        other.mkdir()
-        (other / name).write_text(content)
-        latentfuse("export", trained.run, other).assert_one_line("exists and is not a bundle")
-        assert (other / name).read_text() == content and listing(other) == {name}
-    (tmp_path / "file").write_text("precious")
-    latentfuse("export", trained.run, tmp_path / "file").assert_one_line("is not a bundle")
-    assert (tmp_path / "file").read_text() == "precious"
+
+
+def with_notes(bundle: Path) -> Path:
+    (bundle / "notes.txt").write_text("precious")
+    return bundle
+
+
+def with_a_copy(bundle: Path) -> Path:
+    shutil.copy(bundle / "model.safetensors", bundle / "model-best.safetensors")
+    return bundle
+
+
+def with_a_folder(bundle: Path) -> Path:
+    (bundle / "README.md").unlink()
+    (bundle / "README.md").mkdir()
+    return bundle
+
+
+def with_a_link(bundle: Path) -> Path:
+    (bundle / "model.safetensors").rename(bundle.parent / "elsewhere")
+    (bundle / "model.safetensors").symlink_to(bundle.parent / "elsewhere")
+    return bundle
+
+
+def link(bundle: Path) -> Path:
+    (bundle.parent / "link").symlink_to(bundle)
+    return bundle.parent / "link"
+
+
+def loop(bundle: Path) -> Path:
+    (bundle.parent / "loop").symlink_to("loop")
+    return bundle.parent / "loop"
+
+
+def of_another_program(bundle: Path) -> Path:
+    (bundle / "config.json").write_text('{"model_type": "latentfuse"}')
+    return bundle
+
+
+def a_file(bundle: Path) -> Path:
+    (bundle.parent / "file").write_text("precious")
+    return bundle.parent / "file"
+
+
+NOT_REPLACED: dict[Callable[[Path], Path], str] = {
+    with_notes: "holds notes.txt, which",
+    with_a_copy: "holds model-best.safetensors, which",
+    with_a_folder: "holds README.md, which",
+    with_a_link: "holds model.safetensors, which",
+    link: "is a link",
+    loop: "is a link",
+    of_another_program: "exists and is not a bundle",
+    a_file: "exists and is not a bundle",
+}
+
+
+@pytest.mark.parametrize("made", NOT_REPLACED, ids=lambda made: made.__name__)
+def test_whatever_is_not_a_bundle_s_stays(
+    trained: Trained, bundle: Path, tmp_path: Path, made: Callable[[Path], Path]
+) -> None:
+    out = made(bundle)
+    before = {path: path.lstat() for path in tmp_path.rglob("*")}
+    latentfuse("export", trained.run, out).assert_one_line(str(out), NOT_REPLACED[made])
+    after = {path: path.lstat() for path in tmp_path.rglob("*")}
+    assert after.keys() == before.keys() and all(after[path].st_mtime_ns == before[path].st_mtime_ns for path in after)
 
 
 def test_export_to_the_present_folder(trained: Trained, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,17 +293,40 @@ def cut(length: int) -> Callable[[Path], object]:
     )
 
 
-def without_one_weight(bundle: Path) -> None:
-    weights = load_file(bundle / "model.safetensors")
-    del weights["model.encoder.body.1.1.bias"]
-    save_file(weights, bundle / "model.safetensors")
+def changed(apply: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    return lambda bundle: change(bundle, apply)
 
 
-def with_one_more(bundle: Path) -> None:
-    weights = load_file(bundle / "model.safetensors")
-    save_file({**weights, "model.another": torch.zeros(1)}, bundle / "model.safetensors")
+def flipped(bundle: Path) -> None:
+    content = bytearray((bundle / "model.safetensors").read_bytes())
+    content[-1000] ^= 1
+    (bundle / "model.safetensors").write_bytes(content)
 
 
+def set_sums(sums: Any) -> Callable[[Path], None]:
+    return edit(lambda info: info.update(sha256=sums))
+
+
+def older_of(size: int) -> Callable[[Path], None]:
+    """Without sums, and its weights do not say how large the images were."""
+
+    def apply(bundle: Path) -> None:
+        save_file(load_file(bundle / "model.safetensors"), bundle / "model.safetensors")
+        edit(lambda info: info.pop("sha256"))(bundle)
+        edit(lambda info: info["config"]["data"].update(image_size=size))(bundle)
+
+    return apply
+
+
+def pipe(name: str) -> Callable[[Path], None]:
+    def apply(bundle: Path) -> None:
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+
+    return apply
+
+
+ONE = "model.encoder.body.1.1.bias"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "wider": (edit(lambda info: info["config"]["model"].update(base_channels=4)), "does not match the weights"),
     "kernel": (edit(lambda info: info["config"]["model"].update(kernel_size=5)), "does not match the weights"),
@@ -244,8 +341,23 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut": (cut(-1), "damaged or cut short"),
     "cut in the header": (cut(100), "damaged or cut short"),
     "empty": (cut(0), "damaged or cut short"),
-    "one weight less": (without_one_weight, "lacks model.encoder.body.1.1.bias"),
-    "one weight more": (with_one_more, "unknown model.another"),
+    "one weight less": (changed(lambda weights: weights.pop(ONE)), f"lacks {ONE}"),
+    "one weight more": (changed(lambda weights: weights.update({"another": torch.zeros(1)})), "unknown another"),
+    "another shape": (changed(lambda weights: weights.update({ONE: torch.zeros(3)})), f"{ONE} is 3, not"),
+    "not a number": (changed(lambda weights: weights[ONE].fill_(float("nan"))), f"{ONE} and 0 more"),
+    "infinite": (changed(lambda weights: weights["scales.factor"].fill_(float("inf"))), "not finite numbers"),
+    "flipped": (flipped, "SHA-256 is not the one in config.json"),
+    "no sums": (set_sums({}), "its sha256 is not a list"),
+    "sums of other files": (set_sums({"../model.safetensors": "0"}), "its sha256 is not a list"),
+    "sums that are none": (set_sums([1]), "its sha256 is not a list"),
+    "1,024 channels": (edit(lambda info: info["config"]["model"].update(base_channels=1024)), "does not match"),
+    "4,096 px": (edit(lambda info: info["config"]["data"].update(image_size=4096)), "the weights are for 32"),
+    "4,096 px, older": (older_of(4096), "data.image_size: 4096"),
+    "a thousand levels": (lambda bundle: (bundle / "config.json").write_text("[" * 10**5), "not the configuration"),
+    "step": (edit(lambda info: info["trained"].update(step="4")), "not the configuration of a bundle"),
+    "not trained": (edit(lambda info: info.update(trained=[])), "not the configuration of a bundle"),
+    "a pipe": (pipe("config.json"), "not a file"),
+    "a pipe of weights": (pipe("model.safetensors"), "not a file"),
 }
 
 
@@ -256,6 +368,26 @@ def test_a_damaged_bundle_is_refused_in_one_line(trained: Trained, bundle: Path,
     result = latentfuse("fuse", bundle, *trained.photographs, "-o", tmp_path / "fused.png")
     result.assert_one_line(str(bundle), message)
     assert "pickle" not in result.errors and not (tmp_path / "fused.png").exists()
+
+
+def test_a_bundle_of_the_first_version_loads(trained: Trained, bundle: Path) -> None:
+    """It has no sums, and its weights say nothing of the images."""
+    older_of(32)(bundle)
+    a, b = trained.photographs
+    assert torch.equal(
+        pipeline.load_bundle(bundle).fuse(a, b, 0.3), pipeline.load_bundle(trained.bundle).fuse(a, b, 0.3)
+    )
+
+
+def test_what_a_bundle_promises_is_checked_before_memory_is_taken(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(lambda info: info["config"]["model"].update(base_channels=1024))(bundle)
+    monkeypatch.setattr("pipeline.inference.weights.load_file", lambda path: pytest.fail("it has read them"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="does not match the weights"):
+        pipeline.load_bundle(bundle)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kilobytes"
 
 
 @pytest.mark.parametrize("index", ["{", "{}", '{"weight_map": {"a": "../../model.safetensors"}}'])
