@@ -137,8 +137,8 @@ def _check_moments(moments: Any, parameters: list[nn.Parameter], problem: str) -
             if not _is_plain(value) or value.shape != wanted[key]:
                 shapes = f"{tuple(getattr(value, 'shape', ()))}, not {tuple(wanted[key])}"
                 raise UserError(f"{problem}: {key} of parameter {position}: {shapes}")
-            if not torch.isfinite(value).all() or (key != "exp_avg" and (value < 0).any()):
-                raise UserError(f"{problem}: {key} of parameter {position} is negative or not finite")
+            if not (torch.isfinite(value) if key == "exp_avg" else value >= 0).all():
+                raise UserError(f"{problem}: {key} of parameter {position} is negative or not a number")
 
 
 def _is_plain(value: Any) -> bool:

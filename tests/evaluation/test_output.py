@@ -124,9 +124,9 @@ def test_nor_is_a_folder_below_it_made(tmp_path: Path, made: Callable[[Path], No
 
 
 def test_no_room_is_found_out_before_measuring(tmp_path: Path) -> None:
-    with file_size_limit(1000), pytest.raises(UserError, match="e/v: cannot be written: File too large"):
-        with reserved(tmp_path / "e" / "v"):
-            pytest.fail("it would have measured")
+    full = pytest.raises(UserError, match="e/v: cannot be written: File too large")
+    with file_size_limit(1000), full, reserved(tmp_path / "e" / "v"):
+        pytest.fail("it would have measured")
     assert not listing(tmp_path)
 
 
