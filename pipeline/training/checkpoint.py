@@ -35,7 +35,7 @@ KINDS = {"step": int, "stage": str, "images_seen": int, "config": dict, "data_ha
 """What every state holds."""
 STAGES = ("train", "pretrain")
 """The last one first."""
-WRITTEN = {"": r"config\.yaml|status\.json|strip\.png|bundle"} | {
+WRITTEN = {"": r"config\.yaml|status\.json|strip\.png|bundle", "evaluation": "evaluation"} | {
     f"{stage}/{folder}": names
     for stage in STAGES
     for folder, names in (("checkpoints", r"step-[0-9]{8,}"), ("not-finite-step-*", r"rank[0-9]{4,}\.json"))

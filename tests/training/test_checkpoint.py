@@ -205,7 +205,7 @@ def test_a_run_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 LEFT = (
     *(".config-0123abcd.tmp.yaml", ".status-0123abcd.tmp.json", ".strip-0123abcd.tmp.png"),
-    *(".bundle-0123abcd.tmp/", ".bundle-0123abcd.old/", "STOP"),
+    *(".bundle-0123abcd.tmp/", ".bundle-0123abcd.old/", "evaluation/.evaluation-0123abcd.tmp/", "STOP"),
     *("train/checkpoints/.step-00000002-0123abcd.tmp/", "train/checkpoints/.step-00000002-0123abcd.old/"),
     "pretrain/not-finite-step-00000003/.rank0000-0123abcd.tmp.json",
 )
