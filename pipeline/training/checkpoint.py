@@ -35,6 +35,9 @@ KINDS = {"step": int, "stage": str, "images_seen": int, "config": dict, "data_ha
 """What every state holds."""
 STAGES = ("train", "pretrain")
 """The last one first."""
+LOCK = ".lock"
+SINGLE_FILES = ("config.yaml", "status.json", "strip.png")
+"""What a job writes in its run folder without looking at what is there."""
 WRITTEN = {"": r"config\.yaml|status\.json|strip\.png|bundle", "evaluation": "evaluation"} | {
     f"{stage}/{folder}": names
     for stage in STAGES
@@ -222,11 +225,14 @@ def claimed(run_dir: Path) -> Iterator[None]:
     The lock ends with the process, however that ends.
 
     Raises:
-        UserError: if another job holds it, or it cannot be written.
+        UserError: if another job holds it, or it cannot be written, or holds files that no job wrote.
     """
     try:
+        new = not (run_dir / LOCK).exists()
+        if new:
+            _refuse_files_of_others(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
     try:
@@ -240,9 +246,20 @@ def claimed(run_dir: Path) -> Iterator[None]:
         print(warning, file=sys.stderr, flush=True)
     try:
         _remove_leftovers(run_dir.resolve())
+        if not new:
+            _remove_stop(run_dir / STOP)
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_files_of_others(run_dir: Path) -> None:
+    """Every run has a lock; one that was copied without it has checkpoints."""
+    if any(folder_of(run_dir, stage).exists() for stage in STAGES):
+        return
+    for name in SINGLE_FILES:
+        if (run_dir / name).exists():
+            raise UserError(f"run_dir: {run_dir} holds {name}, and is no run's folder; set another run_dir, or move it")
 
 
 def _remove_leftovers(run_dir: Path) -> None:
@@ -250,7 +267,10 @@ def _remove_leftovers(run_dir: Path) -> None:
         for folder in run_dir.glob(where) if where else (run_dir,):
             if folder.resolve() == folder:  # no link, nor behind one
                 files.remove_leftovers(folder, names)
-    if (run_dir / STOP).is_file():
-        with suppress(OSError):
-            (run_dir / STOP).unlink()
-            print(f"{run_dir / STOP}: was there before this job began; removed", flush=True)
+
+
+def _remove_stop(path: Path) -> None:
+    if path.is_file():
+        with suppress(OSError):  # then it stops no job, as it was there before
+            path.unlink()
+            print(f"{path}: was there before this job began; removed", flush=True)
