@@ -149,9 +149,11 @@ def read_json(path: Path) -> Any:
     if len(content) > MOST_JSON:
         raise ValueError(f"more than {MOST_JSON} bytes")
     try:
-        return json.loads(content)
+        value = json.loads(content)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character could not be printed or written again
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return value
 
 
 def open_file(path: Path) -> BufferedReader:

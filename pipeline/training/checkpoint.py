@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -174,7 +175,9 @@ def _load_optimizers(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as members:
             if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
                 raise ValueError("compressed, as torch never writes it")
-        optimizers = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on what it then refuses
+            optimizers = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a file that torch did not write can make it raise is anything
         if "DefaultCPUAllocator" in str(error):  # no fault of the file
             raise

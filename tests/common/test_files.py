@@ -125,6 +125,7 @@ NOT_JSON = {
     "half": (b"{", "Expecting"),
     "empty": (b"", "Expecting"),
     "not text": (b"\xff\xfe\xff", "decode"),
+    "half a character": (b'["\\ud800"]', "surrogates not allowed"),
     "deep": (b"[" * 100_000, "nested too deeply"),
     "large": (b" " * (files.MOST_JSON + 1), "more than 16777216 bytes"),
     "digits": (b"9" * 5000, "limit"),
