@@ -28,7 +28,7 @@ from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.config.load import validate_stored
 from pipeline.config.schema import Config
-from pipeline.inference.weights import not_finite
+from pipeline.inference.weights import listed, not_finite
 from pipeline.training.heartbeat import STOP
 
 WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
@@ -39,11 +39,15 @@ STAGES = ("train", "pretrain")
 LOCK = ".lock"
 SINGLE_FILES = ("config.yaml", "status.json", "strip.png")
 """What a job writes in its run folder without looking at what is there."""
-WRITTEN = {"": r"config\.yaml|status\.json|strip\.png|bundle", "evaluation": "evaluation"} | {
-    f"{stage}/{folder}": names
-    for stage in STAGES
-    for folder, names in (("checkpoints", r"step-[0-9]{8,}"), ("not-finite-step-*", r"rank[0-9]{4,}\.json"))
-}
+STEPS, REPORTS = r"step-[0-9]{8,}", r"rank[0-9]{4,}\.json"
+WRITTEN = (
+    ("", r"config\.yaml|status\.json|strip\.png|bundle"),
+    ("evaluation", "evaluation"),
+    ("pretrain/checkpoints", STEPS),
+    ("train/checkpoints", STEPS),
+    ("pretrain/not-finite-step-*", REPORTS),
+    ("train/not-finite-step-*", REPORTS),
+)
 """Folders of a run, and the files and folders that a killed job may have left half-written there."""
 
 
@@ -87,7 +91,7 @@ def save(
     """
     path = folder / _name(step)
     if bad := not_finite(weights):
-        raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
+        raise UserError(f"{path}: not saved: not finite: {listed(bad)}; earlier ones are intact")
     try:
         with files.replacing_folder(path) as temporary:
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
@@ -101,7 +105,7 @@ def save(
         reason = f"{error} (is the disk full?)" if isinstance(error, RuntimeError) else str(error)
         raise UserError(f"{path}: the checkpoint could not be written: {reason}; earlier ones are intact") from None
     # Those of later steps did not verify, or this step would not have been trained again: they do not count.
-    for old in [each for each in steps(folder) if each <= path][:-keep]:
+    for old in [each for each in steps(folder) if int(each.name[5:]) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # NFS keeps a file that is open elsewhere; the next save tries again
     return path
 
@@ -114,7 +118,7 @@ def folder_of(run_dir: Path, stage: str) -> Path:
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first, verified or not; folders with other names are the user's."""
     return sorted(
-        (path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)),
+        (path for path in folder.glob("step-*") if re.fullmatch(STEPS, path.name)),
         key=lambda path: int(path.name[5:]),
     )
 
@@ -147,7 +151,7 @@ def load(path: Path) -> Checkpoint:
 
 def _load_state(path: Path) -> dict[str, Any]:
     try:
-        state = files.read_json(path)
+        state: dict[str, Any] = files.read_json(path)
         whole = all(type(state[key]) is kind for key, kind in KINDS.items())
         if not whole or not 0 <= state["step"] < 10**12 or state["skipped_steps"] < 0:
             raise ValueError
@@ -155,8 +159,7 @@ def _load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: not the state of a checkpoint") from None
-    kept: dict[str, Any] = state
-    return kept
+    return state
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
@@ -166,7 +169,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
     if bad:
-        raise UserError(f"{path}: damaged: {bad[0]} and {len(bad) - 1} more are not finite")
+        raise UserError(f"{path}: damaged: not finite: {listed(bad)}")
     return weights
 
 
@@ -266,7 +269,7 @@ def _refuse_files_of_others(run_dir: Path) -> None:
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    for where, names in WRITTEN.items():
+    for where, names in WRITTEN:
         for folder in run_dir.glob(where) if where else (run_dir,):
             if folder.resolve() == folder:  # no link, nor behind one
                 files.remove_leftovers(folder, names)
