@@ -39,6 +39,7 @@ def evaluate(
     perceptual_weights: Annotated[
         str | None, typer.Option(help="imagenet, random or a file; default: as in training.")
     ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure 200 faces only: a look, not a result.")] = False,
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -47,7 +48,7 @@ def evaluate(
         from pipeline.evaluation.report import evaluate as measure
         from pipeline.evaluation.table import as_table
 
-    result = measure(open_bundle(bundle, device), shards, out, pairs, perceptual_weights, train, run)
+    result = measure(open_bundle(bundle, device), shards, out, pairs, perceptual_weights, train, run, quick)
     print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
 
 

@@ -268,14 +268,18 @@ class TrackingConfig(Section):
 class EvaluationConfig(Section):
     """Pairs are of test images; where there are fewer, all are taken. See docs/evaluation.md."""
 
+    faces: Annotated[int, Field(ge=2)] | None = None
+    """Test images that are measured; null: all."""
     pairs: Positive = 128
     """Pairs behind the effect matrix, exactness, regions and paths measured in pixels."""
     corner_pairs: Annotated[int, Field(ge=0)] = 12
     """Pairs behind Shapley values and perceptual paths, which take 94 images each; 0 leaves both out."""
     half_way_pairs: Positive = 1000
-    """Pairs fused at lambda = 0.5: realism and pose."""
+    """Pairs fused at lambda = 0.25, 0.5 and 0.75: realism, detectability and pose."""
     train_images: Positive = 1000
     """Training images that realism compares with."""
+    classifier_faces: Annotated[int, Field(ge=4)] = 1680
+    """Training images that detectability's classifiers learn from."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Images that are measured at a time."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

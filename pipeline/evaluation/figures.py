@@ -9,9 +9,9 @@ from PIL.Image import Image
 
 from pipeline.config.schema import LAYERS, DataConfig, PerceptualConfig
 from pipeline.data import images as photographs
-from pipeline.data.loading.loader import FaceImages
+from pipeline.evaluation import mixes
+from pipeline.evaluation.pairs import FacePairs
 from pipeline.inference import charts, fuse, pictures
-from pipeline.inference.bundle import Bundle
 from pipeline.measures.distances import named
 from pipeline.measures.path import STEPS
 from pipeline.models.perceptual import PerceptualNetwork
@@ -23,8 +23,9 @@ STRONGEST = 7
 
 
 @torch.no_grad()
-def figures(bundle: Bundle, dataset: FaceImages, result: dict[str, Any]) -> dict[str, Image]:
-    """File name without ending -> picture, of the first faces and of `result`."""
+def figures(faces: FacePairs, result: dict[str, Any]) -> dict[str, Image]:
+    """File name without ending -> picture, of some faces and of `result`."""
+    bundle, dataset = faces.bundle, faces.dataset
     images = dataset.first(SHOWN).to(bundle.device)
     strips = [[a, *pictures.strip(bundle, a, b, 6), b] for a, b in zip(images[::2], images[1::2], strict=False)]
     elements = [f"element {n}" for n in range(1, bundle.elements + 1)]
@@ -32,6 +33,7 @@ def figures(bundle: Bundle, dataset: FaceImages, result: dict[str, Any]) -> dict
     drawn = {
         "reconstruction": pictures.tile([list(images), list(bundle.generate(bundle.encode(images)))]),
         "strips": pictures.tile(strips),
+        "half_way": _half_way(faces),
         "elements": fuse.grid(bundle, images[:1], images[1:2], 6),
         "effects": charts.heat_map(effects, elements, LAYERS, "effect of flipping one element"),
     }
@@ -46,6 +48,28 @@ def figures(bundle: Bundle, dataset: FaceImages, result: dict[str, Any]) -> dict
         carried, names = np.array(result["factors"]["matrix"]), result["factors"]["names"]
         drawn["factors"] = charts.heat_map(carried, elements, names, "how well an element tells a factor")
     return drawn
+
+
+def _half_way(faces: FacePairs) -> Image:
+    """Pairs in a row each: both faces, their reconstructions, what is fused, and what needs no training."""
+    pairs = range(min(SHOWN, len(faces)))
+    images = faces.images(range(-1, pairs.stop))
+    z = faces.bundle.encode(images)
+    a, b, back = images[1:], images[:-1], faces.bundle.generate(z)
+    fused = mixes.fused_and_means(faces.bundle, z[1:], z[:-1], (back[1:], back[:-1]))
+    baselines = mixes.of_photographs(a, b, mixes.landmark_pairs(faces, pairs))
+    columns = {
+        "A": a,
+        "A'": back[1:],
+        "lambda 0.75": fused["fused_75"],
+        "0.5": fused["fused"],
+        "0.25": fused["fused_25"],
+        "B'": back[:-1],
+        "B": b,
+        "mean of A, B": baselines["mean_photographs"],
+        **({"morph of A, B": baselines["morph"]} if "morph" in baselines else {}),
+    }
+    return pictures.labelled(list(zip(*columns.values(), strict=True)), list(columns))
 
 
 def _path(curve: list[list[float]], elements: list[str]) -> Image:

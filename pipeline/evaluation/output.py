@@ -24,7 +24,7 @@ from pipeline.inference.weights import is_bundle
 from pipeline.measures.effects import Rows
 
 METRICS, PER_IMAGE, TABLE = "metrics.json", "per_image.json", "metrics.md"
-FIGURES = ("reconstruction", "strips", "elements", "effects", "path", "shapley", "pose", "factors")
+FIGURES = ("reconstruction", "strips", "half_way", "elements", "effects", "path", "shapley", "pose", "factors")
 """Every figure there may be: one of an earlier evaluation does not stay."""
 NAMES = (METRICS, PER_IMAGE, TABLE, *(f"{name}.png" for name in FIGURES))
 NAME = "evaluation"

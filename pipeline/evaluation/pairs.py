@@ -1,6 +1,7 @@
 """The test faces in a seeded order, as images and as pairs."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,22 @@ import torch
 from torch import Tensor
 
 from pipeline.data.loading.loader import FaceImages
+from pipeline.inference import landmarks
 from pipeline.inference.bundle import Bundle
+from pipeline.models import regions
 
 
 class FacePairs:
-    """Every face of a split once, in an order that depends on the seed and their number alone.
+    """Every face of a split once, or so many of them, in an order that depends on the seed and their number alone.
 
     Pair k has the k-th face as A and the one before it as B, around the end: every face is once A and once B.
     """
 
-    def __init__(self, bundle: Bundle, dataset: FaceImages) -> None:
+    def __init__(self, bundle: Bundle, dataset: FaceImages, most: int | None = None) -> None:
         self.bundle, self.dataset = bundle, dataset
         self.batch_size = bundle.config.evaluation.batch_size
-        self.order: list[int] = np.random.default_rng(bundle.config.evaluation.seed).permutation(len(dataset)).tolist()
+        order = np.random.default_rng(bundle.config.evaluation.seed).permutation(len(dataset))
+        self.order: list[int] = order[:most].tolist()
 
     def __len__(self) -> int:
         return len(self.order)
@@ -31,7 +35,17 @@ class FacePairs:
 
     def metadata(self, position: int) -> dict[str, Any]:
         """What the shards say of the face at a position of the order."""
-        return self.dataset.reader.metadata(self.order[position])
+        return self.dataset.reader.metadata(self.order[position % len(self)])
+
+    @cached_property
+    def have_landmarks(self) -> bool:
+        """Whether the shards have all five of every face."""
+        points = set(regions.POINTS)
+        return all(points <= set(self.metadata(each).get("landmarks") or ()) for each in range(len(self)))
+
+    def landmarks(self, position: int) -> landmarks.Points:
+        """In pixels of the picture that models see; CelebA's usual ones where the shards have none."""
+        return landmarks.of_sample(self.metadata(position), self.bundle.image_size, self.bundle.config.data.crop)
 
     def batches(self, count: int) -> Iterator[range]:
         """The first `count` positions, in ranges of at most a batch."""

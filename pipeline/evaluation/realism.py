@@ -62,25 +62,28 @@ def feature_extractor(perceptual: PerceptualNetwork, device: torch.device) -> Fe
     return FeatureExtractor(name, last, scaled=True)
 
 
-def realism(train: Tensor, fused: Tensor, reconstructed: Tensor, seed: int) -> dict[str, Any]:
-    """Distances of C and, as their floor, of as many A' from the training images.
+def realism(train: Tensor, crowds: dict[str, Tensor], seed: int) -> dict[str, Any]:
+    """Distances of several crowds of pictures from the training images.
 
     Args:
-        train, fused, reconstructed: features (n, D) of the training images, C at lambda = 0.5, and A'.
+        train: features (n, D) of the training images.
+        crowds: name -> features (m, D); `fused` and `floor` are those of C at lambda = 0.5 and of A'.
 
     Returns:
-        FID_fused, FID_floor: Frechet distances; None, with `FID_left_out`, where there are not more images than
-            features: their covariance would be singular, and the distance mostly bias.
-        KID_fused, KID_floor: unbiased kernel distances, 0 for alike sets of images; KID_*_std over random subsets.
+        FID_<name>: Frechet distance; None, with `FID_left_out`, where there are not more images than features: their
+            covariance would be singular, and the distance mostly bias.
+        KID_<name>: unbiased kernel distance, 0 for alike sets of images; KID_<name>_std over random subsets.
+        FID_fused_over_floor: what fusion costs beyond the decoder.
     """
-    floor = reconstructed[: len(fused)]
-    found: dict[str, Any] = {"count": len(fused), "train_count": len(train), "features": train.shape[1]}
-    for name, features in (("fused", fused), ("floor", floor)):
+    fewest = min(len(train), *map(len, crowds.values()))
+    found: dict[str, Any] = {"count": len(crowds["fused"]), "train_count": len(train), "features": train.shape[1]}
+    for name, features in crowds.items():
         found[f"FID_{name}"] = plain(frechet(train, features))
         found[f"KID_{name}"], found[f"KID_{name}_std"] = map(plain, kernel(train, features, seed))
     if found["FID_fused"] is None:
-        fewest = min(len(train), len(fused))
         found["FID_left_out"] = f"{fewest} images for {train.shape[1]} features; more images than features are needed"
+    else:
+        found["FID_fused_over_floor"] = plain(found["FID_fused"] / found["FID_floor"])
     return found
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.pairs import FacePairs
-from pipeline.inference import landmarks
 from pipeline.measures.effects import Rows
 from pipeline.models import regions
 
@@ -38,10 +37,10 @@ def region_rows(faces: FacePairs, pairs: int) -> Rows:
         that of B'; 0 where `seen` (n, R) is 0: the region lies outside of the picture, as hair in tight crops.
     """
     bundle = faces.bundle
-    size, crop = bundle.image_size, bundle.config.data.crop
+    size = bundle.image_size
     batches = []
     for positions, (_, z_a, z_b) in zip(faces.batches(pairs), faces.latent_pairs(pairs), strict=True):
-        points = [landmarks.of_sample(faces.metadata(position), size, crop) for position in positions]
+        points = [faces.landmarks(position) for position in positions]
         base, other = bundle.generate(z_a), bundle.generate(z_b)
         by_region = []
         for name in regions.NAMES:

@@ -12,7 +12,7 @@ import pipeline
 from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import UserError
 from pipeline.common.progress import progress
-from pipeline.config.schema import LAYERS
+from pipeline.config.schema import LAYERS, EvaluationConfig
 from pipeline.data.loading.loader import FaceImages
 from pipeline.evaluation import sections
 from pipeline.evaluation.factors import factor_table, factors
@@ -32,8 +32,12 @@ from pipeline.measures.effects import Rows, dead_elements
 from pipeline.models import regions
 from pipeline.models.perceptual import PerceptualNetwork
 
-VERSION = 3
+VERSION = 4
 """Of the definitions: raise it whenever the same bundle and faces give other numbers."""
+QUICK = EvaluationConfig(
+    faces=200, pairs=32, corner_pairs=0, half_way_pairs=200, train_images=200, classifier_faces=400
+)
+"""How much `evaluate --quick` measures."""
 
 
 def evaluate(
@@ -44,6 +48,7 @@ def evaluate(
     perceptual_weights: str | None = None,
     train: Path | None = None,
     run_dir: Path | None = None,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """Measure `bundle` on the images of `shards`; write numbers and figures to `out`, all of them or none.
 
@@ -52,6 +57,7 @@ def evaluate(
         pairs: pairs behind the effect matrix, paths in pixels and regions; None: as the bundle's configuration says.
         perceptual_weights: `imagenet`, `random` or a file; None: as the bundle's configuration says.
         train: the split folder of the training images; None: `train` beside `shards`, if there is one.
+        quick: measure few images: a look, not a result.
         run_dir: also show numbers and figures in this run's TensorBoard.
 
     Returns:
@@ -66,13 +72,17 @@ def evaluate(
         raise UserError(f"{shards}: {len(dataset)} image; an evaluation needs at least 2")
     if run_dir is not None and not (run_dir / "config.yaml").is_file():
         raise UserError(f"--run {run_dir}: holds no run (no config.yaml); name the run folder of a training")
+    if quick:
+        config = bundle.config.model_copy(update={"evaluation": QUICK})
+        bundle = Bundle(config, bundle.model, bundle.scales, bundle.trained)
     if bundle.device.type == "cpu":
         keep_freed_memory()
     training = _training_images(bundle, shards, train)
     perceptual = bundle.perceptual(perceptual_weights)
+    faces = FacePairs(bundle, dataset, bundle.config.evaluation.faces)
     with reserved(out):
-        result, rows = _measured(FacePairs(bundle, dataset), training, perceptual, pairs)
-        drawn = figures(bundle, dataset, result)
+        result, rows = _measured(faces, training, perceptual, pairs)
+        drawn = figures(faces, result)
         write(out, result, rows, drawn, as_table)
     if run_dir is not None:
         show(run_dir / "tensorboard" / "evaluate", result, drawn)
@@ -86,6 +96,9 @@ def _measured(
     bundle, config = faces.bundle, faces.bundle.config.evaluation
     extractor = feature_extractor(perceptual, bundle.device)
     rows, found = _rows(faces, perceptual, extractor, pairs)
+    if training is not None:
+        learning = FacePairs(bundle, training, config.classifier_faces)
+        rows["detectability"] = sections.detectability_rows(learning, found.pictures, config.seed)
     result: dict[str, Any] = {
         "version": VERSION,
         "latentfuse": pipeline.__version__,
@@ -107,13 +120,12 @@ def _measured(
     result["reconstruction"]["LPIPS_net"] = found.lpips_net
     result["effects"]["dead_elements"] = dead_elements(np.array(result["effects"]["matrix"]))
     features, unit = _training_features(training, extractor, bundle) if training else (None, 1.0)
-    fused = found.fused / unit
+    crowds = {name: each / unit for name, each in found.features.items()}
     if features is None:
         result["realism"] = {"left_out": "no training images: give their split folder with --train"}
     else:
-        reconstructed = found.reconstructed / unit
-        result["realism"] = {"net": extractor.name, **realism(features, fused, reconstructed, config.seed)}
-    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), fused, features, config.seed)
+        result["realism"] = {"net": extractor.name, **realism(features, crowds, config.seed)}
+    result["pose"], rows_of_pose = pose(_turns(faces), _pose_tables(rows), crowds["fused"], features, config.seed)
     result["factors"] = _factors(faces, config.seed)
     return result, rows | rows_of_pose
 
@@ -132,7 +144,7 @@ def _rows(
     rows = {
         "effects": effects,
         "reconstruction": found.reconstruction,
-        "half_way": found.half_way,
+        **{sections.section_of(name): each for name, each in found.half_way.items()},
         "path_pixels": sections.path_rows(faces, None, some),
         "regions": region_rows(faces, some),
     }

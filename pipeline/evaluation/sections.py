@@ -5,7 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from pipeline.common.progress import progress
-from pipeline.evaluation import region_effects, shapley
+from pipeline.evaluation import detectability, mixes, region_effects, shapley
+from pipeline.evaluation.image_pass import FLOOR, PHOTOGRAPHS, training_pictures
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.pose import pose_statistics
 from pipeline.evaluation.statistics import Statistic, as_means, as_rows
@@ -14,9 +15,13 @@ from pipeline.measures.distances import Point, perceptual_point, pixel_point
 from pipeline.measures.effects import Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
+HALF_WAY = (*mixes.FUSED, *mixes.BASELINES)
+"""What is measured between two faces; the first, C at lambda = 0.5, has the section `half_way`."""
 STATISTICS: dict[str, Statistic] = {
     "reconstruction": as_means,
     "half_way": as_means,
+    **{f"half_way.{name}": as_means for name in HALF_WAY[1:]},
+    "detectability": as_means,
     "effects": effects.effect_statistics,
     "shapley": shapley.shapley_statistics,
     "path": as_means,
@@ -25,6 +30,13 @@ STATISTICS: dict[str, Statistic] = {
     **{f"pose.{table}": pose_statistics for table in ("reconstruction", "half_way", "path_pixels")},
 }
 """How the numbers of each section come from the means of its rows."""
+
+
+def section_of(name: str) -> str:
+    """The section of one of `HALF_WAY`."""
+    return "half_way" if name == HALF_WAY[0] else f"half_way.{name}"
+
+
 OF_FACES = "reconstruction"
 """The section whose rows are of faces; the others' are of pairs."""
 
@@ -72,6 +84,27 @@ def _rows(
     """What `measure` gives for A, Z_A and Z_B of the first pairs, a batch at a time."""
     batches = progress(faces.latent_pairs(pairs), name, -(-pairs // faces.batch_size))
     return as_rows([measure(*batch) for batch in batches])
+
+
+def detectability_rows(
+    training: FacePairs, pictures: dict[str, Tensor], seed: int, seeds: int = detectability.SEEDS
+) -> Rows:
+    """Of every mix in `pictures`, `detectability.told_apart` from faces of its kind: photographs for what is made of
+    photographs, else reconstructions. C at lambda = 0.5 gets `seeds` classifiers, the others one.
+
+    Args:
+        training: faces that classifiers learn from.
+        pictures: of the test pairs, `ImagePass.pictures`.
+    """
+    learned, rows, device = training_pictures(training), Rows(), training.bundle.device
+    names = [name for name in learned if name in pictures and name not in (FLOOR, PHOTOGRAPHS)]
+    for name in progress(names, "classifiers", len(names)):
+        faces = PHOTOGRAPHS if name in ("mean_photographs", "morph") else FLOOR
+        pairs = ((each[faces], each[name]) for each in (learned, pictures))
+        (of_faces, mixed), (test_faces, test_mixed) = pairs
+        count = seeds if name == "fused" else 1
+        rows[name] = detectability.told_apart((of_faces, test_faces), (mixed, test_mixed), seed, device, count)
+    return rows
 
 
 def exactness(faces: FacePairs, pairs: int) -> dict[str, float]:

@@ -6,14 +6,8 @@ _ROWS = (
     *(("reconstruction", name, f"reconstruction {name}") for name in ("L1", "MSE", "PSNR", "SSIM", "LPIPS")),
     ("reconstruction", "LPIPS_style", "reconstruction LPIPS-style"),
     ("reconstruction", "sharpness", "reconstruction sharpness (1: as the photographs)"),
-    ("realism", "FID_fused", "FID of C at lambda = 0.5"),
-    ("realism", "FID_floor", "FID of A' (floor)"),
-    ("realism", "KID_fused", "KID of C at lambda = 0.5"),
-    ("realism", "KID_floor", "KID of A' (floor)"),
+    ("realism", "FID_fused_over_floor", "FID of C at lambda = 0.5 over FID of A'"),
     ("half_way", "detour", "lambda = 0.5: detour (1: straight)"),
-    ("half_way", "sharpness", "lambda = 0.5: sharpness (1: as A', B')"),
-    ("half_way", "sharpness_photographs", "lambda = 0.5: sharpness (1: as A, B)"),
-    ("half_way", "ghost", "lambda = 0.5: ghost (1: double exposure)"),
     ("path", "spearman_all", "path Spearman, all elements (1: steady)"),
     ("path", "spearman_elements", "path Spearman, each element"),
     ("path", "spearman_start_elements", "path Spearman to A' in place of A, each"),
@@ -61,9 +55,38 @@ def as_table(result: dict[str, Any]) -> str:
     lines += [f"{name} is left out: {why}." for name, why in left_out.items()]
     if "net" in result["realism"]:
         lines.append(f"FID and KID: {result['realism']['net']}.")
+    lines += ["", "What lies between two faces, and what it is compared with:", "", *_mixes(result)]
     lines += ["", "Effect of flipping one element, relative to all:", ""]
     lines += _matrix(effects["matrix"], result["layers"])
     return "\n".join(lines) + "\n"
+
+
+_MIXES = {
+    "photographs": "photographs",
+    "floor": "A', reconstructions",
+    "fused_25": "C at lambda = 0.25",
+    "fused": "C at lambda = 0.5",
+    "fused_75": "C at lambda = 0.75",
+    "mean_reconstructions": "pixels' mean of A' and B'",
+    "mean_photographs": "pixels' mean of A and B",
+    "morph": "landmark morph of A and B",
+}
+
+
+def _mixes(result: dict[str, Any]) -> list[str]:
+    """A row for each kind of picture; detectability also of single elements."""
+    lines = ["| | detectability (0.5: a face) | | FID | KID | sharpness (1: as A', B') | ghost (1: double exposure) |"]
+    lines.append("|---" * 7 + "|")
+    told, realism = result.get("detectability", {}), result["realism"]
+    flips = {name: f"element {name.split('_')[1]} alone flipped" for name in told if name.startswith("element_")}
+    for name, label in (_MIXES | flips).items():
+        half = result.get("half_way" if name == "fused" else f"half_way.{name}", {})
+        cells = [number(told.get(name)), interval(told.get("interval", {}).get(name))]
+        cells += [number(realism.get(f"{metric}_{name}")) for metric in ("FID", "KID")]
+        cells += [number(half.get(metric)) for metric in ("sharpness", "ghost")]
+        if set(cells) - {"-", ""}:
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
 
 
 def _line(label: str, section: dict[str, Any], name: str) -> str:

@@ -1,9 +1,10 @@
 """Tiles of faces, and strips that lead from one face to another."""
 
+import math
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.data import images
@@ -11,6 +12,10 @@ from pipeline.inference.bundle import Bundle
 
 GAP = 2
 """White pixels between tiles."""
+FONT = 16
+"""Height of labels in pixels."""
+LEAST = 128
+"""Pixels that a face in a labelled picture has at least."""
 
 
 def tile(rows: Sequence[Sequence[Tensor | None]]) -> Image.Image:
@@ -24,6 +29,31 @@ def tile(rows: Sequence[Sequence[Tensor | None]]) -> Image.Image:
                 top, left = y * (size + GAP), x * (size + GAP)
                 canvas[:, top : top + size, left : left + size] = images.to_uint8(image).cpu()
     return images.to_pillow(canvas)
+
+
+def labelled(
+    rows: Sequence[Sequence[Tensor | None]], columns: Sequence[str], labels: Sequence[str] = (), least: int = LEAST
+) -> Image.Image:
+    """`tile`, with a line of text above each column and left of each row.
+
+    Args:
+        columns, labels: of the columns and of the rows, from the first on; an empty one writes nothing.
+        least: pixels that the side of a face has at least; smaller ones are enlarged by a whole number.
+    """
+    plain = tile(rows)
+    size = next(image.shape[-1] for row in rows for image in row if image is not None)
+    scale = max(1, -(-least // size))
+    plain = plain.resize((plain.width * scale, plain.height * scale), Image.Resampling.BICUBIC)
+    font = ImageFont.load_default(FONT)
+    left = max((math.ceil(font.getlength(label)) + FONT for label in labels), default=0)
+    canvas = Image.new("RGB", (left + plain.width, 2 * FONT + plain.height), "white")
+    canvas.paste(plain, (left, 2 * FONT))
+    draw, step = ImageDraw.Draw(canvas), (size + GAP) * scale
+    for number, text in enumerate(columns):
+        draw.text((left + number * step + size * scale // 2, FONT), text, fill="black", font=font, anchor="mm")
+    for number, text in enumerate(labels):
+        draw.text((FONT // 2, 2 * FONT + number * step + size * scale // 2), text, "black", font, anchor="lm")
+    return canvas
 
 
 @torch.no_grad()

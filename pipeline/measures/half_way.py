@@ -1,4 +1,4 @@
-"""Whether a fusion half-way between two faces is a face."""
+"""Whether a picture between two faces is a face."""
 
 import torch
 from torch import Tensor
@@ -8,26 +8,30 @@ from pipeline.measures.reconstruction import ratio
 from pipeline.models import losses
 
 
-def half_way(fused: Tensor, back_a: Tensor, back_b: Tensor, a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Whether C at lambda = 0.5 is a face or a double exposure, per pair.
+def half_way(
+    fused: Tensor, back_a: Tensor, back_b: Tensor, a: Tensor, b: Tensor, share: float = 0.5
+) -> dict[str, Tensor]:
+    """Whether C, all its lambdas being `share`, is a face or a double exposure, per pair.
 
     Args:
         fused, back_a, back_b, a, b: C, A', B', A and B, (B, 3, S, S) in [-1, 1].
+        share: of A, between 0 and 1.
 
     Returns:
-        (B,) each. ghost: 1 where C is the pixels' mean of A' and B'; 0 or less where it is as far from it as they are.
-        sharpness: total variation (docs/method.md, eq. 8) of C over the mean of those of A' and B'; 1: as sharp as they
-            are, 0.5: what the pixels' mean of unrelated edges has.
-        sharpness_photographs: the same over the mean of A and B, which does not gain where A' and B' are soft.
+        (B,) each. ghost: 1 where C is the pixels' mean of A' and B', `share` of it A'; 0 or less where it is as far
+            from that as the nearer of A' and B' is.
+        sharpness: total variation (docs/method.md, eq. 8) of C over the same mean of those of A' and B'; 1: as sharp as
+            they are, 0.5: what the pixels' mean of unrelated edges has.
+        sharpness_photographs: the same over that of A and B, which does not gain where A' and B' are soft.
     """
-    exposure = (back_a + back_b) / 2
+    exposure = share * back_a + (1 - share) * back_b
     away = (fused - exposure).square().mean(dim=(1, 2, 3)).sqrt()
-    apart = (back_a - exposure).square().mean(dim=(1, 2, 3)).sqrt()
+    apart = min(share, 1 - share) * (back_a - back_b).square().mean(dim=(1, 2, 3)).sqrt()
     edges, edges_a, edges_b, in_a, in_b = map(losses.total_variation, (fused, back_a, back_b, a, b))
     return {
         "ghost": 1 - ratio(away, apart),
-        "sharpness": ratio(edges, (edges_a + edges_b) / 2),
-        "sharpness_photographs": ratio(edges, (in_a + in_b) / 2),
+        "sharpness": ratio(edges, share * edges_a + (1 - share) * edges_b),
+        "sharpness_photographs": ratio(edges, share * in_a + (1 - share) * in_b),
     }
 
 

@@ -44,13 +44,14 @@ def test_kernel_distance_is_unbiased_and_does_not_touch_the_generator() -> None:
     assert math.isnan(kernel(torch.rand(7, 2), torch.rand(90, 2), seed=0)[0])
 
 
-def test_fused_and_floor_are_of_as_many_images() -> None:
-    train, fused = gaussian(30, [0, 0], [1, 1], 0), gaussian(20, [3, 0], [1, 1], 1)
-    reconstructed = torch.cat([gaussian(20, [0, 1], [1, 1], 2), torch.full((50, 2), 1e3)])
-    found = realism(train, fused, reconstructed, seed=0)
+def test_crowds_are_compared_with_the_training_images() -> None:
+    train = gaussian(30, [0, 0], [1, 1], 0)
+    crowds = {"fused": gaussian(20, [3, 0], [1, 1], 1), "floor": gaussian(20, [0, 1], [1, 1], 2)}
+    found = realism(train, crowds, seed=0)
     assert found["count"] == 20 and found["features"] == 2
     assert found["FID_fused"] == pytest.approx(9) and found["FID_floor"] == pytest.approx(1)
-    few = realism(train, fused[:2], reconstructed, seed=0)
+    assert found["FID_fused_over_floor"] == pytest.approx(9, rel=1e-4)
+    few = realism(train, crowds | {"fused": crowds["fused"][:2]}, seed=0)
     assert few["FID_fused"] is None and few["KID_fused"] is None and "2 images for 2 features" in few["FID_left_out"]
 
 

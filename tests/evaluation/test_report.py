@@ -13,7 +13,7 @@ from running import Trained, file_size_limit, latentfuse, listing, make_photogra
 import pipeline
 from pipeline.data.shards.writing import write_shards
 
-FIGURES = {"reconstruction", "strips", "elements", "effects"}
+FIGURES = {"reconstruction", "strips", "half_way", "elements", "effects"}
 FILES = {"metrics.json", "per_image.json", "metrics.md", *(f"{name}.png" for name in FIGURES)}
 
 
@@ -69,6 +69,9 @@ def test_every_section_is_there_or_says_why_not(evaluated: Path) -> None:
     assert "0 pairs" in metrics["pose"]["left_out"] and "not painted" in metrics["factors"]["left_out"]
     realism = metrics["realism"]
     assert realism["train_count"] == 10 and realism["FID_fused"] is None and "not Inception" in realism["net"]
+    told = metrics["detectability"]
+    assert told["count"] == 4 and 0 <= told["fused"] <= 1 and "morph" not in told and "element_5" in told
+    assert metrics["half_way.mean_reconstructions"]["ghost"] == pytest.approx(1, abs=1e-5)
     assert metrics["half_way"]["detour"] >= 1 and metrics["half_way"]["count"] == 4
     assert len(metrics["path"]["spearman_elements"]) == len(metrics["path_pixels"]["spearman_elements"]) == 5
     assert np.sum(metrics["shapley"]["matrix"], axis=0) == pytest.approx(np.ones(5), abs=1e-4)
@@ -81,6 +84,7 @@ def test_without_training_images_realism_is_left_out(trained: Trained, tmp_path:
     result = latentfuse("evaluate", trained.bundle, alone, "--out", tmp_path / "e", "--json")
     metrics = json.loads(result.out)
     assert "--train" in metrics["realism"]["left_out"] and metrics["train_shards"] is None
+    assert "detectability" not in metrics
     assert "path" not in metrics  # nor are 0 pairs measured
     result = latentfuse("evaluate", trained.bundle, alone, "--out", tmp_path / "e", "--train", trained.shards / "train")
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["realism"]["train_count"] == 10
@@ -93,7 +97,7 @@ def test_the_table_is_printed_and_kept_and_no_room_leaves_every_file_whole(train
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert result.code == 0 and table in result.out and metrics["effects"]["count"] == 2
     assert f"| reconstruction L1 | {metrics['reconstruction']['L1']:.4f} |" in table
-    assert "equal bits" in table and table.count("| element ") == 5
+    assert "equal bits" in table and table.count("| element ") == 10
     with Image.open(tmp_path / "reconstruction.png") as picture:
         assert picture.size == (4 * 34 - 2, 2 * 34 - 2)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
