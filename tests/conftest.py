@@ -1,7 +1,9 @@
 """One server forks the processes of all tests that kill them: whoever starts it decides what it has imported."""
 
 import multiprocessing
+import shutil
 import signal
+from pathlib import Path
 
 import forking
 import pytest
@@ -24,6 +26,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A tiny run that is done, for tests that only read it."""
     return make_trained(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def bundle(trained: Trained, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(trained.bundle, tmp_path / "bundle"))
 
 
 def pytest_sessionfinish() -> None:

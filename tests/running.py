@@ -59,6 +59,9 @@ TINY: dict[str, Any] = {
 }
 
 
+STATE: dict[str, Any] = {"stage": "train", "images_seen": 0, "config": {}, "data_hash": "", "skipped_steps": 0}
+"""The least that a checkpoint says of itself, for tests that save one without a run."""
+
 ENDLESS_JOB = (
     "training.global_batch_size=8",
     "training.micro_batch_size=2",

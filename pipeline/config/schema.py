@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipeline.common.numbers import divisors
 
@@ -26,6 +27,15 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
+def _not_empty(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise PydanticCustomError("empty", "must name a folder (`.` is the present one)")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_not_empty)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -40,7 +50,7 @@ class DataConfig(Section):
     file), or the fraction that becomes the test split."""
     max_rejected: Annotated[int, Field(ge=0)] = 0
     """Unreadable images that `run` may leave out of the shards before it stops."""
-    shards: Path | None = None
+    shards: Folder | None = None
     """Folder with `train/` and `test/`; null: `shards` inside `run_dir`."""
     image_size: Positive = 128
     """Side of the square images in pixels: a power of two, 32 or more."""
@@ -284,7 +294,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the initial weights, the order of the images and every random draw of training."""
-    run_dir: Path = Path("runs/default")
+    run_dir: Folder = Path("runs/default")
     """Everything a run writes goes here: checkpoints, TensorBoard events, bundle, evaluation."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

@@ -7,8 +7,11 @@ OUT/*.png            figures
 """
 
 import json
+import os
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,74 @@ from PIL.Image import Image
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.inference.weights import is_bundle
 from pipeline.measures.effects import Rows
 
 METRICS, PER_IMAGE, TABLE = "metrics.json", "per_image.json", "metrics.md"
 FIGURES = ("reconstruction", "strips", "half_way", "elements", "effects", "path", "shapley", "pose", "factors")
 """Every figure there may be: one of an earlier evaluation does not stay."""
+NAMES = (METRICS, PER_IMAGE, TABLE, *(f"{name}.png" for name in FIGURES))
+NAME = "evaluation"
+"""Of the temporary folder, which is in OUT."""
+TRIAL = 4 * 2**20
+"""Bytes that there must be room for before anything is measured; an evaluation takes up to some megabytes."""
 DIGITS = 6
+
+
+@contextmanager
+def reserved(out: Path) -> Iterator[None]:
+    """Around an evaluation: first make `out` and see that it can be written; take it away again if the block fails.
+
+    Raises:
+        UserError: if `out` is no folder, lies in a bundle, holds something else of the name of an evaluation's file,
+            or has no room.
+    """
+    real = Path(os.path.realpath(out))
+    if inside := next(filter(is_bundle, (real, *real.parents)), None):
+        raise UserError(f"--out {out}: {inside} is a bundle; name a folder outside of it")
+    with ExitStack() as stack:
+        with _errors_named(out):
+            stack.enter_context(files.making_folder(out))
+            _check_names(out)
+            with _temporary(out) as temporary:
+                (temporary / "trial").write_bytes(bytes(TRIAL))
+                files.fsync(temporary / "trial")
+        yield
+
+
+@contextmanager
+def _errors_named(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """A folder in `out` that is gone after the block, and so are those of evaluations that were killed."""
+    files.remove_leftovers(out, NAME)
+    temporary = out / f".{NAME}-{secrets.token_hex(4)}.tmp"
+    try:
+        temporary.mkdir()
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_names(out: Path) -> None:
+    """An evaluation replaces the files of an earlier one. `per_image.json` is the first that is written."""
+    try:
+        metrics = files.read_json(out / METRICS)
+        earlier = isinstance(metrics, dict) and "per_image" in metrics
+    except FileNotFoundError:
+        earlier = (out / PER_IMAGE).is_file()
+    except (OSError, ValueError):
+        earlier = False
+    for name in NAMES:
+        path = out / name
+        if path.is_symlink() or (path.exists() and not (earlier and path.is_file())):
+            raise UserError(f"--out {out}: holds {name}, which no evaluation wrote; move it or name another folder")
 
 
 def write(
@@ -32,18 +97,14 @@ def write(
     figures: Mapping[str, Image],
     table: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Write everything to a temporary folder beside `out`, then move it there, the JSON last.
+    """Write everything to a temporary folder in `out`, then move it into place, the JSON last.
 
     `result` gets the digest of the rows, so that they cannot be taken for another evaluation's.
 
     Raises:
         UserError: if that is not possible; what was in `out` is then as it was.
     """
-    out = out.absolute()
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # of an evaluation that was killed
-        temporary.mkdir(parents=True)
+    with _errors_named(out), files.making_folder(out), _temporary(out) as temporary:
         for name, figure in figures.items():
             with files.replacing(temporary / f"{name}.png") as path:
                 figure.save(path, format="PNG")
@@ -51,17 +112,13 @@ def write(
         result["per_image"] = files.sha256(temporary / PER_IMAGE)
         files.write_text(temporary / TABLE, table(result))
         files.write_json(temporary / METRICS, result)
-        out.mkdir(parents=True, exist_ok=True)
         (out / METRICS).unlink(missing_ok=True)  # a kill from here on leaves none beside figures of two evaluations
+        (temporary / PER_IMAGE).replace(out / PER_IMAGE)
         for name in FIGURES:
             (out / f"{name}.png").unlink(missing_ok=True)
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == METRICS):
             path.replace(out / path.name)
         files.fsync(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def rows_as_json(rows: Mapping[str, Rows]) -> str:

@@ -18,7 +18,7 @@ from pipeline.evaluation import sections
 from pipeline.evaluation.factors import factor_table, factors
 from pipeline.evaluation.figures import figures
 from pipeline.evaluation.image_pass import ImagePass, image_pass
-from pipeline.evaluation.output import show, write
+from pipeline.evaluation.output import reserved, show, write
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.pose import pose, yaw
 from pipeline.evaluation.realism import FeatureExtractor, feature_extractor, realism
@@ -64,7 +64,8 @@ def evaluate(
         What `metrics.json` holds.
 
     Raises:
-        UserError: if the shards cannot be read, or the perceptual weights are not here.
+        UserError: if the shards cannot be read, the perceptual weights are not here, or `out` cannot be written; all of
+            that before anything is measured.
     """
     dataset = FaceImages(shards, bundle.config.data)
     if len(dataset) < 2:
@@ -79,9 +80,10 @@ def evaluate(
     training = _training_images(bundle, shards, train)
     perceptual = bundle.perceptual(perceptual_weights)
     faces = FacePairs(bundle, dataset, bundle.config.evaluation.faces)
-    result, rows = _measured(faces, training, perceptual, pairs)
-    drawn = figures(faces, result)
-    write(out, result, rows, drawn, as_table)
+    with reserved(out):
+        result, rows = _measured(faces, training, perceptual, pairs)
+        drawn = figures(faces, result)
+        write(out, result, rows, drawn, as_table)
     if run_dir is not None:
         show(run_dir / "tensorboard" / "evaluate", result, drawn)
     return result

@@ -1,25 +1,24 @@
 """Bundles: what a user of a trained model loads. Safetensors, JSON and a model card; no pickle.
 
 BUNDLE/model.safetensors   encoder and generator, feature scales (several files and an index above a size)
-BUNDLE/config.json         the training configuration and what the weights come from
+BUNDLE/config.json         the training configuration, what the weights come from, and their SHA-256
 BUNDLE/README.md           the model card
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
-from huggingface_hub import load_torch_model
 from PIL import Image
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 from pipeline.data import images
+from pipeline.inference import weights
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import FeatureScales, PerceptualNetwork
 
@@ -172,34 +171,24 @@ def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
     """Load a bundle that `latentfuse export` wrote.
 
     Raises:
-        UserError: naming the file that is missing or damaged, or the weight that does not fit the configuration.
+        UserError: naming the file that is missing or damaged, or the weight that does not fit the configuration or is
+            not a finite number.
     """
     path = Path(path)
+    where = path / weights.CONFIG
     try:
-        info = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        info = files.read_json(where)
         if info["format"] != FORMAT:
-            raise UserError(f"{path / 'config.json'}: bundle format {info['format']}; this version reads {FORMAT}")
+            raise UserError(f"{where}: bundle format {info['format']!r:.40}; this version reads {FORMAT}")
         values, trained = info["config"], info["trained"]
+        if not isinstance(values, dict) or type(trained["step"]) is not int or not 0 <= trained["step"] < 10**12:
+            raise ValueError
     except OSError as error:
-        raise UserError(f"{path}: not a bundle: {path / 'config.json'}: {error.strerror}") from None
+        raise UserError(f"{path}: not a bundle: {where}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path / 'config.json'}: not the configuration of a bundle") from None
-    config = configuration.validate_stored(values, str(path / "config.json"))
-    model, scales = FusionAutoencoder(config.model), FeatureScales()
-    _load_weights(path, nn.ModuleDict({"model": model, "scales": scales}))
+        raise UserError(f"{where}: not the configuration of a bundle") from None
+    config = configuration.validate_stored(values, str(where))
+    modules = weights.load(path, config.model, config.data.image_size, info.get("sha256"))
+    model, scales = modules["model"], modules["scales"]
+    assert isinstance(model, FusionAutoencoder) and isinstance(scales, FeatureScales)
     return Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
-
-
-def _load_weights(path: Path, modules: nn.Module) -> None:
-    try:
-        result: Any = load_torch_model(modules, path, strict=False, map_location="cpu")
-    except (OSError, ValueError) as error:
-        if isinstance(error.__cause__, SafetensorError):  # the message on top of it advises to allow pickle
-            raise UserError(f"{path}: its weights are damaged or cut short: {error.__cause__}") from None
-        raise UserError(f"{path}: its weights cannot be read: {str(error).splitlines()[0]}") from None
-    except RuntimeError as error:  # a shape that does not fit
-        reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: config.json does not match the weights: {reason}") from None
-    for what, keys in (("lacks", result.missing_keys), ("has an unknown", result.unexpected_keys)):
-        if keys:
-            raise UserError(f"{path}: config.json does not match the weights: model.safetensors {what} {keys[0]}")

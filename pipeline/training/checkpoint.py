@@ -8,10 +8,13 @@ Written to a temporary folder, flushed, renamed; only then the oldest are droppe
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
+import warnings
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,29 @@ from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.config.load import validate_stored
+from pipeline.config.schema import Config
+from pipeline.inference.weights import listed, not_finite
+from pipeline.training.heartbeat import STOP
 
 WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
-LEFTOVERS = (
-    *(".*-????????.tmp.*", ".bundle.tmp", ".evaluation.tmp"),
-    *("*/checkpoints/.step-????????.*", "*/not-finite-step-*/.*-????????.tmp.json"),
+KINDS = {"step": int, "stage": str, "images_seen": int, "config": dict, "data_hash": str, "skipped_steps": int}
+"""What every state holds."""
+STAGES = ("train", "pretrain")
+"""The last one first."""
+LOCK = ".lock"
+SINGLE_FILES = ("config.yaml", "status.json", "strip.png")
+"""What a job writes in its run folder without looking at what is there."""
+STEPS, REPORTS = r"step-[0-9]{8,}", r"rank[0-9]{4,}\.json"
+WRITTEN = (
+    ("", r"config\.yaml|status\.json|strip\.png|bundle"),
+    ("evaluation", "evaluation"),
+    ("pretrain/checkpoints", STEPS),
+    ("train/checkpoints", STEPS),
+    ("pretrain/not-finite-step-*", REPORTS),
+    ("train/not-finite-step-*", REPORTS),
 )
-"""In a run folder, what a killed job may leave half-written."""
+"""Folders of a run, and the files and folders that a killed job may have left half-written there."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +63,17 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        return int(self.state["step"])
+        step: int = self.state["step"]
+        return step
+
+    @property
+    def config(self) -> Config:
+        """What it was trained with, with today's defaults where a key is newer.
+
+        Raises:
+            UserError: if that is none.
+        """
+        return validate_stored(self.state["config"], str(self.path / STATE))
 
     def module(self, name: str) -> dict[str, Tensor]:
         """The state dict of one module."""
@@ -60,10 +89,9 @@ def save(
     Raises:
         UserError: if a weight is not finite, or writing fails; what was there before is untouched.
     """
-    path = folder / f"step-{step:08d}"
-    bad = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
+    path = folder / _name(step)
+    if bad := not_finite(weights):
+        raise UserError(f"{path}: not saved: not finite: {listed(bad)}; earlier ones are intact")
     try:
         with files.replacing_folder(path) as temporary:
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
@@ -77,7 +105,7 @@ def save(
         reason = f"{error} (is the disk full?)" if isinstance(error, RuntimeError) else str(error)
         raise UserError(f"{path}: the checkpoint could not be written: {reason}; earlier ones are intact") from None
     # Those of later steps did not verify, or this step would not have been trained again: they do not count.
-    for old in [each for each in steps(folder) if each <= path][:-keep]:
+    for old in [each for each in steps(folder) if int(each.name[5:]) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # NFS keeps a file that is open elsewhere; the next save tries again
     return path
 
@@ -89,31 +117,77 @@ def folder_of(run_dir: Path, stage: str) -> Path:
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first, verified or not; folders with other names are the user's."""
-    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
+    return sorted(
+        (path for path in folder.glob("step-*") if re.fullmatch(STEPS, path.name)),
+        key=lambda path: int(path.name[5:]),
+    )
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint and check every byte of it.
 
     Raises:
-        UserError: naming the file that is missing, damaged or unreadable.
+        UserError: naming the file that is missing, damaged or unreadable, or of another step than the folder's name.
     """
     try:
-        sums = json.loads((path / MANIFEST).read_text())
+        sums = files.read_json(path / MANIFEST)
         for name in (WEIGHTS, OPTIMIZERS, STATE):
             if files.sha256(path / name) != sums[name]:
                 raise UserError(f"{path / name}: damaged: its SHA-256 is not the manifest's")
-        return Checkpoint(
-            path,
-            load_file(path / WEIGHTS),
-            torch.load(path / OPTIMIZERS, map_location="cpu", weights_only=True),
-            json.loads((path / STATE).read_text()),
-            sums[WEIGHTS],
-        )
     except OSError as error:
         raise UserError(f"{error.filename or path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path / MANIFEST}: damaged: not a checkpoint's manifest") from None
+    state = _load_state(path / STATE)
+    if re.fullmatch("step-[0-9]+", path.name) and path.name != _name(state["step"]):
+        raise UserError(f"{path}: holds step {state['step']}: the folder was renamed; name it {_name(state['step'])}")
+    weights = _load_weights(path / WEIGHTS)
+    return Checkpoint(path, weights, _load_optimizers(path / OPTIMIZERS), state, sums[WEIGHTS])
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = files.read_json(path)
+        whole = all(type(state[key]) is kind for key, kind in KINDS.items())
+        if not whole or not 0 <= state["step"] < 10**12 or state["skipped_steps"] < 0:
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: damaged: not the state of a checkpoint") from None
+    return state
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = load_file(path)
+        bad = not_finite(weights)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+    if bad:
+        raise UserError(f"{path}: damaged: not finite: {listed(bad)}")
+    return weights
+
+
+def _load_optimizers(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as members:
+            if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
+                raise ValueError("compressed, as torch never writes it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on what it then refuses
+            optimizers = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a file that torch did not write can make it raise is anything
+        if "DefaultCPUAllocator" in str(error):  # no fault of the file
+            raise
+        raise UserError(f"{path}: damaged: torch cannot load it ({type(error).__name__})") from None
+    if not isinstance(optimizers, dict) or not all(isinstance(each, dict) for each in optimizers.values()):
+        raise UserError(f"{path}: damaged: not the state of optimizers")
+    return optimizers
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -141,7 +215,7 @@ def find(path: Path) -> Checkpoint:
     """
     if (path / MANIFEST).is_file():
         return load(path)
-    for folder in (path, path / "checkpoints", *(path / stage / "checkpoints" for stage in ("train", "pretrain"))):
+    for folder in (path, path / "checkpoints", *(folder_of(path, stage) for stage in STAGES)):
         found, passed_over = newest(folder)
         for reason in passed_over:
             print(f"passed over {reason}", flush=True)
@@ -152,16 +226,19 @@ def find(path: Path) -> Checkpoint:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder for this job, and remove what a killed one left half-written in it.
+    """Hold the run folder for this job, and remove what an earlier one left in it: half-written files, the file STOP.
 
     The lock ends with the process, however that ends.
 
     Raises:
-        UserError: if another job holds it, or it cannot be written.
+        UserError: if another job holds it, or it cannot be written, or holds files that no job wrote.
     """
     try:
+        new = not (run_dir / LOCK).exists()
+        if new:
+            _refuse_files_of_others(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
     try:
@@ -175,13 +252,31 @@ def claimed(run_dir: Path) -> Iterator[None]:
         print(warning, file=sys.stderr, flush=True)
     try:
         _remove_leftovers(run_dir.resolve())
+        if not new:
+            _remove_stop(run_dir / STOP)
         yield
     finally:
         os.close(descriptor)
 
 
+def _refuse_files_of_others(run_dir: Path) -> None:
+    """Every run has a lock; one that was copied without it has checkpoints."""
+    if any(folder_of(run_dir, stage).exists() for stage in STAGES):
+        return
+    for name in SINGLE_FILES:
+        if (run_dir / name).exists():
+            raise UserError(f"run_dir: {run_dir} holds {name}, and is no run's folder; set another run_dir, or move it")
+
+
 def _remove_leftovers(run_dir: Path) -> None:
-    for left in (path for pattern in LEFTOVERS for path in run_dir.glob(pattern)):
-        if left.resolve() != left:  # a link, or behind one: not ours
-            continue
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for where, names in WRITTEN:
+        for folder in run_dir.glob(where) if where else (run_dir,):
+            if folder.resolve() == folder:  # no link, nor behind one
+                files.remove_leftovers(folder, names)
+
+
+def _remove_stop(path: Path) -> None:
+    if path.is_file():
+        with suppress(OSError):  # then it stops no job, as it was there before
+            path.unlink()
+            print(f"{path}: was there before this job began; removed", flush=True)

@@ -82,13 +82,15 @@ class FusionStage:
         self.runtime.say(f"train: started from {found.path}")
 
     def _start_from(self, found: Checkpoint) -> None:
-        planned = found.state["config"]["training"]["pretrain_steps"]
+        planned = found.config.training.pretrain_steps
         wanted = min(planned, self.context.config.training.pretrain_steps)
         if found.state["stage"] == "pretrain" and found.step < wanted:
             raise UserError(
                 f"{found.path}: pre-training stopped at step {found.step} of {wanted}; "
                 f"run `pretrain` again to finish it, or set training.pretrain_steps={found.step}"
             )
+        if self.average.decay and not found.module("average"):
+            raise UserError(f"{found.path}: was trained without a moving average; set training.ema_decay=0")
         restore(found, self.average.modules())
         if self.context.config.perceptual.feature_scale == "none":
             self.runtime.say("train: perceptual.feature_scale is none: the loss weights must fit unscaled features")

@@ -19,7 +19,8 @@ from pipeline.common import signals
 from pipeline.common.errors import LostRank
 
 STOP = "STOP"
-"""A file of this name in the run folder stops the run as SIGUSR1 would; it is then removed."""
+"""A file of this name in the run folder stops the run as SIGUSR1 would; it is then removed. One that is there before
+the job begins was meant for an earlier one."""
 LOOK_SECONDS = 1.0
 BEAT_SECONDS = 3.0
 PATIENCE_SECONDS = 35.0
@@ -32,6 +33,7 @@ class Monitor:
 
     def __init__(self, run_dir: Path, rank: int, world_size: int, on_loss: Callable[[str], None]) -> None:
         self.stop_file = run_dir / STOP if rank == 0 else None
+        self._left_over = _version(self.stop_file)
         self._seconds = 0.0
         """Since the start, without those in which this process was suspended, as SLURM suspends a job."""
         self.heartbeat = Heartbeat(rank, world_size, now=lambda: self._seconds) if world_size > 1 else None
@@ -53,7 +55,7 @@ class Monitor:
             now = time.monotonic()
             self._seconds += min(now - last, 3 * LOOK_SECONDS)
             last = now
-            if self.stop_file is not None and os.path.exists(self.stop_file):  # False where the file system fails, too
+            if self.stop_file is not None and _version(self.stop_file) not in (None, self._left_over):
                 with suppress(OSError):  # one that cannot be removed stops the run all the same
                     self.stop_file.unlink()
                 signals.request(f"the file {self.stop_file}")
@@ -63,6 +65,15 @@ class Monitor:
             lost = self.heartbeat.lost() if self.heartbeat else None
             if lost and not self._ended.is_set():
                 self.on_loss(lost)
+
+
+def _version(path: Path | None) -> tuple[int, int] | None:
+    """What is another one when a file is made anew or touched; None where there is none, or the file system fails."""
+    try:
+        found = path.stat() if path else None
+    except OSError:
+        return None
+    return (found.st_ino, found.st_mtime_ns) if found else None
 
 
 class Heartbeat:

@@ -1,19 +1,20 @@
 """A stage's checkpoints: written beside training, and gone on from by every rank alike."""
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from pipeline.common.errors import UserError
-from pipeline.config.load import validate_stored
+from pipeline.inference.weights import difference
 from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import Context
+from pipeline.training.optimizing import OptimizerSteps
 from pipeline.training.ranks import Ranks
 from pipeline.training.stage import Stage
 
@@ -45,12 +46,9 @@ def resume(stage: Stage, context: Context) -> int:
         with runtime.uncompiled():
             stage.begin()
         return 0
-    ranks.together(lambda: _check_same_run(found, context))
+    ranks.together(lambda: _check_same_run(found, stage, context))
     ranks.together(lambda: restore(found, stage.modules))
-    for name, optimizer in stage.optimizers.items():
-        _restore_optimizer(optimizer, found.optimizers[name])
-    runtime.optimizing.load_scaler_state(found.optimizers["scaler"])
-    runtime.optimizing.skipped = found.state["skipped_steps"]
+    ranks.together(lambda: _restore_optimizers(found, stage, runtime.optimizing))
     runtime.say(f"{stage.name}: resumed from {found.path}")
     return found.step
 
@@ -88,33 +86,75 @@ def restore(found: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
         UserError: if they do not fit.
     """
     for name, module in modules.items():
-        try:
-            module.load_state_dict(found.module(name))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{found.path}: the weights of the {name} do not fit: {reason}") from None
+        given = found.module(name)
+        if not given:
+            raise UserError(f"{found.path}: holds no {name}")
+        wanted = module.state_dict()
+        if unlike := difference(_shapes(wanted), _shapes(given)):
+            raise UserError(f"{found.path}: the weights of the {name} do not fit: it {unlike}")
+        module.load_state_dict(given)
 
 
-def _restore_optimizer(optimizer: AcceleratedOptimizer, state: dict[str, Any]) -> None:
-    """With `betas` and `fused` as configured now; the loop sets the learning rate."""
-    for group in state["param_groups"]:  # before loading: `fused` decides on which device the counts of steps are kept
-        group["fused"] = optimizer.defaults["fused"]
-    optimizer.load_state_dict(state)
-    for group in optimizer.param_groups:
-        group["betas"] = optimizer.defaults["betas"]
-    for parameter, moments in optimizer.state.items():  # a fused step wants them in the parameter's memory layout
-        for key, value in moments.items():
-            if value.shape == parameter.shape:
-                moments[key] = torch.empty_like(parameter).copy_(value)
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
-def _check_same_run(found: Checkpoint, context: Context) -> None:
+def _restore_optimizers(found: Checkpoint, stage: Stage, optimizing: OptimizerSteps) -> None:
+    """Load what is kept of each parameter; the groups' settings are as configured now."""
+    where = found.path / checkpoint.OPTIMIZERS
+    for name, optimizer in stage.optimizers.items():
+        moments = found.optimizers.get(name, {}).get("state")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if unlike := _unlike_adams(moments, parameters):
+            fix = "move the checkpoint away to resume from the one before"
+            raise UserError(f"{where}: does not fit the optimizer of the {name}: {unlike}; {fix}")
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        for parameter, values in optimizer.state.items():  # a fused step wants them in the parameter's memory layout
+            for key, value in values.items():
+                if value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
+    scaler, now = found.optimizers.get("scaler", {}), optimizing.scaler_state()
+    if now and scaler:
+        fit = scaler.keys() == now.keys() and all(type(scaler[key]) is type(now[key]) for key in now)
+        if not fit or not all(math.isfinite(value) and value >= 0 for value in scaler.values()):
+            raise UserError(f"{where}: the state of the loss scaler is none")
+    optimizing.load_scaler_state(scaler)
+    optimizing.skipped = found.state["skipped_steps"]
+
+
+def _unlike_adams(moments: Any, parameters: list[nn.Parameter]) -> str | None:
+    """What is wrong with them: a fused step takes shapes on trust, and reads beyond the end of what is shorter.
+
+    Args:
+        moments: by the position of the parameter.
+    """
+    if not isinstance(moments, dict) or not moments.keys() <= set(range(len(parameters))):
+        return f"it is not for {len(parameters)} parameters"
+    for position, values in moments.items():
+        parameter = parameters[position]
+        if not isinstance(values, dict) or values.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            return f"parameter {position}: not what Adam keeps"
+        for key, value in values.items():
+            shape = () if key == "step" else tuple(parameter.shape)
+            if not _is_dense(value) or tuple(value.shape) != shape:
+                return f"parameter {position}: {key} is not a dense tensor of floats, of shape {shape}"
+            if not (torch.isfinite(value) if key == "exp_avg" else value >= 0).all():
+                return f"parameter {position}: {key} is negative or not a number"
+    return None
+
+
+def _is_dense(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.device.type != "cpu":
+        return False
+    return value.layout == torch.strided and value.dtype in (torch.float32, torch.float64)
+
+
+def _check_same_run(found: Checkpoint, stage: Stage, context: Context) -> None:
+    if found.state["stage"] != stage.name:
+        raise UserError(f"{found.path}: is of the stage {found.state['stage']}, not {stage.name}; move it away")
     if found.state["data_hash"] != context.train.content_hash:
         raise UserError(f"{found.path}: was trained on other shards than {context.train.name}; set another run_dir")
-    then = validate_stored(
-        found.state["config"], str(found.path)
-    ).as_dict()  # with today's defaults where a key is newer
-    now = context.config.as_dict()
+    then, now = found.config.as_dict(), context.config.as_dict()
     for key in FIXED:
         before, after = _look_up(then, key), _look_up(now, key)
         if before != after:

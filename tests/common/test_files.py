@@ -92,3 +92,71 @@ def test_sha256(tmp_path: Path) -> None:
     content = os.urandom(300_000)
     (tmp_path / "file").write_bytes(content)
     assert files.sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_is_replaced_only_if_it_may_be(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder"
+    for content in ("old", "new"):
+        with files.replacing_folder(path) as temporary:
+            (temporary / "file").write_text(content)
+    assert (path / "file").read_text() == "new" and listing(tmp_path) == {"new", "new/folder", "new/folder/file"}
+
+    def refuse(old: Path) -> None:
+        assert (old / "file").read_text() == "new"
+        raise ValueError("it must stay")
+
+    with pytest.raises(ValueError, match="it must stay"), files.replacing_folder(path, refuse) as temporary:
+        (temporary / "file").write_text("newest")
+    assert (path / "file").read_text() == "new" and listing(tmp_path) == {"new", "new/folder", "new/folder/file"}
+
+
+def test_folders_that_were_made_for_nothing_are_taken_away(tmp_path: Path) -> None:
+    below = tmp_path / "mine" / "a" / "b"
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt), files.replacing(below / "file.txt"):
+        raise KeyboardInterrupt
+    assert listing(tmp_path) == {"mine"}
+
+    def keep_one() -> None:
+        with files.making_folder(below):
+            (tmp_path / "mine" / "a" / "kept").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_one()
+    assert listing(tmp_path) == {"mine", "mine/a", "mine/a/kept"}
+
+
+def test_a_loop_of_links_stays(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        files.write_text(tmp_path / "loop", "text")
+    assert (tmp_path / "loop").is_symlink() and listing(tmp_path) == {"loop"}
+
+
+NOT_JSON = {
+    "half": (b"{", "Expecting"),
+    "empty": (b"", "Expecting"),
+    "not text": (b"\xff\xfe\xff", "decode"),
+    "half a character": (b'["\\ud800"]', "surrogates not allowed"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "large": (b" " * (files.MOST_JSON + 1), "more than 16777216 bytes"),
+    "digits": (b"9" * 5000, "limit"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_JSON)
+def test_json_that_is_none_is_a_value_error(tmp_path: Path, kind: str) -> None:
+    content, message = NOT_JSON[kind]
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_files_are_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    for read in (files.read_json, files.sha256, files.open_file):
+        with pytest.raises(OSError, match=f"not a file: .*{kind}"):
+            read(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from running import Trained, file_size_limit, latentfuse, listing, tiny_arguments
+from running import STATE, Trained, file_size_limit, latentfuse, listing, tiny_arguments
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -69,7 +69,7 @@ def failing(disk: Disk) -> Iterator[None]:
 
 
 def save(folder: Path, step: int) -> Path:
-    return checkpoint.save(folder, step, {"a.b": torch.full((8,), float(step))}, {"scaler": {}}, {}, 2)
+    return checkpoint.save(folder, step, {"a.b": torch.full((8,), float(step))}, {"scaler": {}}, STATE, 2)
 
 
 def test_every_operation_of_a_save(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Heartbeats and what else a rank's thread sees; several processes are in integration/test_lost_ranks.py."""
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,17 @@ def test_the_file_stop_is_removed_and_asks_to_stop(tmp_path: Path, asked: list[s
     for each in (main, other):
         each.end()
     assert asked == [f"the file {tmp_path / 'STOP'}"] and not (tmp_path / "STOP").exists()
+
+
+def test_a_file_stop_that_was_there_before_counts_only_when_touched_again(tmp_path: Path, asked: list[str]) -> None:
+    (tmp_path / "STOP").touch()
+    monitor = Monitor(tmp_path, 0, 1, lambda _: None)
+    time.sleep(0.2)
+    assert not asked and (tmp_path / "STOP").exists()
+    os.utime(tmp_path / "STOP", ns=(1, 1))
+    wait_for(lambda: asked)
+    monitor.end()
+    assert not (tmp_path / "STOP").exists()
 
 
 @pytest.mark.parametrize("launched", [True, False])
