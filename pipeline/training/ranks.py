@@ -51,6 +51,7 @@ class Ranks:
             with self.lost_ranks_named():
                 yield
             self._agreed = True
+            signals.end_is_certain(0)
         finally:
             monitor.end()
             if self._agreed and self._group is not None:
