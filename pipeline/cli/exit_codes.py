@@ -76,7 +76,7 @@ def _interrupted_before(error: BaseException | None) -> Interrupted | None:
 
 def _tell(message: str, code: int = 2, *, with_rank: bool = True) -> int:
     rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" or not with_rank else f"rank {rank}: "
+    where = f"rank {rank}: " if with_rank and rank.isdecimal() and rank != "0" else ""
     with suppress(OSError):  # the terminal may be gone
         print(f"latentfuse: {where}{message}", file=sys.stderr, flush=True)
     return code
