@@ -47,8 +47,8 @@ def _run(app: typer.Typer) -> int:
     except StoppedElsewhere as stop:
         return stop.exit_code
     except OSError as error:
-        if stop := _interrupted_before(error):
-            return _tell(str(stop), stop.exit_code)
+        if signalled := _interrupted_before(error):
+            return _tell(str(signalled), signalled.exit_code)
         where = f"{error.filename}: " if error.filename else ""
         return _tell(f"{where}{error.strerror or error}")
     if code == 130:  # what Typer makes of Ctrl-C, without a word
