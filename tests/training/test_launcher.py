@@ -105,5 +105,5 @@ def test_ranks_that_never_meet_end_with_one_line(trained: Trained, tmp_path: Pat
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     arguments = ("pretrain", *tiny_arguments(tmp_path / "run", trained.shards))
     port = str(free_port())
-    job = start(*arguments, module=("-c", IMPATIENT), **place, MASTER_PORT=port)
+    job = start(*arguments, module=("-c", IMPATIENT), before=(), MASTER_PORT=port, **place)
     finish(job, 60).assert_one_line(f"the 2 ranks did not all meet at 127.0.0.1:{port} within 2 s", code=76)
