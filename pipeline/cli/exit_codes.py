@@ -2,11 +2,9 @@
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -16,51 +14,69 @@ from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, User
 
 def run_app(app: typer.Typer) -> None:
     """Run a command line. Mistakes become one line and exit code 2; Ctrl-C 130, preemption 75, a lost rank 76."""
-    code: int | None = None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+    before = signals.leave_at_once()
     try:
-        with signals.listening():
-            code = app(standalone_mode=False)
+        code = _run(app)
+        signals.end_is_certain(code)
+    finally:
+        signals.install(before)
+    raise SystemExit(code)
+
+
+def _run(app: typer.Typer) -> int:
+    """The exit code of a command, once its one line is told."""
+    try:
+        try:
+            code = app(standalone_mode=False) or 0
+        finally:
+            signals.leave_at_once()
     except typer.TyperException as mistake:
         message, context = mistake.format_message(), getattr(mistake, "ctx", None)
         if message:  # without one, help was asked for and is shown
-            _end(f"{message} (see {context.command_path} --help)" if context else message, mistake.exit_code)
-        raise SystemExit(mistake.exit_code) from None
+            _tell(f"{message} (see {context.command_path} --help)" if context else message)
+        return mistake.exit_code
     except (UserError, Interrupted) as stop:
-        _end(str(stop), getattr(stop, "exit_code", 2))
+        return _tell(str(stop), getattr(stop, "exit_code", 2))
+    except KeyboardInterrupt:
+        code = 130
     except LostRank as stop:
-        print(f"latentfuse: {stop}", file=sys.stderr, flush=True)
+        _tell(str(stop), with_rank=False)
         os._exit(stop.exit_code)  # in order, it would wait for the one that is lost
     except StoppedElsewhere as stop:
-        raise SystemExit(stop.exit_code) from None
+        return stop.exit_code
     except OSError as error:
+        if signalled := _interrupted_before(error):
+            return _tell(str(signalled), signalled.exit_code)
         where = f"{error.filename}: " if error.filename else ""
-        _end(f"{where}{error.strerror or error}", 2)
+        return _tell(f"{where}{error.strerror or error}")
     if code == 130:  # what Typer makes of Ctrl-C, without a word
-        _end("stopped by Ctrl-C", 130)
-    raise SystemExit(code)
+        _tell("stopped by Ctrl-C")
+    return code
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For a command's imports. A signal ends the process: nothing is begun yet, and some libraries swallow it."""
+    """For a command's imports. A signal ends the process: nothing is begun yet, and some libraries swallow it.
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        stop = signals.interruption(number)
-        os.write(2, b"latentfuse: stopped by Ctrl-C\n" if number == signal.SIGINT else f"latentfuse: {stop}\n".encode())
-        os._exit(stop.exit_code)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, *signals.PREEMPTIONS)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    Work begins after the block, and a signal raises an exception there.
+    """
+    signals.leave_at_once()
+    yield
+    signals.raise_at_once()
 
 
-def _end(message: str, code: int) -> None:
+def _interrupted_before(error: BaseException | None) -> Interrupted | None:
+    """The signal after which an error occurred, as it does where a terminal that is gone was written to."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error
+
+
+def _tell(message: str, code: int = 2, *, with_rank: bool = True) -> int:
     rank = os.environ.get("RANK", "0")
-    where = "" if rank == "0" else f"rank {rank}: "
-    print(f"latentfuse: {where}{message}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
+    where = f"rank {rank}: " if with_rank and rank.isdecimal() and rank != "0" else ""
+    with suppress(OSError):  # the terminal may be gone
+        print(f"latentfuse: {where}{message}", file=sys.stderr, flush=True)
+    return code

@@ -1,7 +1,8 @@
 """The stages as a user runs them, and all of them in a row. They hand on to each other through files only."""
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,14 @@ def run(config: Config) -> None:
 @contextmanager
 def _job(config: Config) -> Iterator[Runtime]:
     """One process of a job: it meets the other ranks, and the main one holds the run folder and tells its status."""
-    runtime = Runtime(config.training, config.speed)
+    status = Status(config.run_dir / "status.json")
+    try:
+        runtime = Runtime(config.training, config.speed)
+    except (UserError, LostRank) as refusal:
+        _tell_refusal(config.run_dir, status, refusal)
+        raise
     if slow := slow_precision(runtime.device.type, runtime.precision):
         runtime.say(slow)
-    status = Status(config.run_dir / "status.json")
 
     def lost(reason: str) -> None:
         if runtime.ranks.is_main:
@@ -93,6 +98,13 @@ def _job(config: Config) -> Iterator[Runtime]:
                     "training.micro_batch_size, model, data.image_size: more memory than there is"
                 ) from None
     runtime.close()
+
+
+def _tell_refusal(run_dir: Path, status: Status, refusal: UserError | LostRank) -> None:
+    """What an earlier job has left in status.json is not true of this one; where another runs now, it stays."""
+    if os.environ.get("RANK", "0") == "0" and status.path.exists():
+        with suppress(UserError), checkpoint.claimed(run_dir):
+            status.write("failed", getattr(refusal, "exit_code", 2), str(refusal))
 
 
 def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:

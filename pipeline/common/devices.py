@@ -1,6 +1,8 @@
 """What this machine can compute on, and how it deals with memory that was freed."""
 
 import ctypes
+import os
+import shutil
 
 import torch
 
@@ -40,6 +42,22 @@ def check_device(device: str, precision: str) -> None:
             raise UserError(problem)
         if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError(f"training.mixed_precision: {torch.cuda.get_device_name()} has no bf16; use fp16")
+
+
+def check_compiler(device: str) -> None:
+    """Refuse to compile where torch would find no compiler for what it generates: C++ for a CPU, C for a GPU.
+
+    Raises:
+        UserError: there is none on the PATH.
+    """
+    on_cuda = torch.cuda.is_available() and device != "cpu"
+    variable, usual = ("CC", ("gcc", "clang", "cc")) if on_cuda else ("CXX", ("g++",))  # as torch and triton look
+    wanted = [os.environ[variable]] if os.environ.get(variable) else usual
+    if not any(shutil.which(each) for each in wanted):
+        raise UserError(
+            f"speed.compile: needs a compiler, and {' or '.join(wanted)} is not on the PATH; install one, "
+            f"name it in {variable}, or set speed.compile to no"
+        )
 
 
 def slow_precision(device: str, precision: str) -> str | None:

@@ -10,16 +10,16 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, TypeVar, cast
 
+from pipeline.common import signals
 from pipeline.common.errors import UserError
 from pipeline.common.progress import progress
 
@@ -27,7 +27,6 @@ Shared = TypeVar("Shared")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STOP = signal.SIGUSR2
 """What the parent sends to a worker that is to stop; nobody else sends it."""
 STOP_SECONDS = 10.0
@@ -59,7 +58,7 @@ def end_with_parent(parent: int) -> None:
 
 def heed_parent_only(parent: int) -> None:
     """In a worker: ignore signals to the whole group, stop on the parent's own, and end with the parent."""
-    for number in SIGNALS:
+    for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(STOP, _raise_stopped)
     end_with_parent(parent)
@@ -86,7 +85,7 @@ def run_tasks(
     pool: dict[Connection, BaseProcess] = {}
     todo = iter(range(len(tasks)))
     try:
-        with signals_held():
+        with signals.held():
             for _ in range(workers):
                 connection, worker = _started(function, shared, tasks)
                 pool[connection] = worker
@@ -102,7 +101,7 @@ def run_tasks(
                     connection.send(number)
                 yield result
     finally:
-        with signals_held():
+        with signals.held():
             stop(pool.values())
             for connection in pool:
                 connection.close()
@@ -174,25 +173,3 @@ def _work(connection: Connection, parent: int, function: Callable[..., Any], sha
 def _raise_stopped(number: int, frame: FrameType | None) -> None:
     signal.signal(STOP, signal.SIG_IGN)  # what is cleaned up is not disturbed
     raise Stopped
-
-
-@contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold signals back until the end of the block. Workers started in it inherit that, and print no traceback."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-
-    # The mask alone would not do: a signal that another thread of the process takes runs the main thread's handler.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, note) for number in SIGNALS if in_main_thread}
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        for held in noted:
-            signal.raise_signal(held)

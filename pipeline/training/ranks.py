@@ -15,6 +15,7 @@ from torch import distributed
 from pipeline.common import signals
 from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
 from pipeline.training.heartbeat import Monitor
+from pipeline.training.launcher import Launch
 
 PATIENCE = timedelta(days=1)
 """The main rank may shard a data set while the others wait; heartbeats tell whether it is alive."""
@@ -51,6 +52,7 @@ class Ranks:
             with self.lost_ranks_named():
                 yield
             self._agreed = True
+            signals.end_is_certain(0)
         finally:
             monitor.end()
             if self._agreed and self._group is not None:
@@ -142,6 +144,21 @@ class Ranks:
             raise stop or StoppedElsewhere(code)
         value: T = result
         return value
+
+
+@contextmanager
+def all_come(launch: Launch, patience: timedelta) -> Iterator[None]:
+    """Raises LostRank where the ranks do not meet in the block, which waits for them for `patience` at most."""
+    try:
+        yield
+    except RuntimeError as error:
+        if launch.world_size == 1 or not _is_network(error):
+            raise
+        seconds = patience.total_seconds()
+        raise LostRank(
+            f"the {launch.world_size} ranks did not all meet at {launch.address} within {seconds:g} s; "
+            "see to it that each of them is started and reaches that address, and run the same command again"
+        ) from error
 
 
 def _one_error(texts: Sequence[str | None]) -> UserError | None:

@@ -4,6 +4,7 @@
 Optimizer steps are in `optimizing`, agreement between ranks in `ranks`.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,12 +18,13 @@ from accelerate.utils import DistributedDataParallelKwargs, GradScalerKwargs, In
 from torch import Tensor, nn
 
 from pipeline.common import signals
-from pipeline.common.devices import check_device, keep_freed_memory
+from pipeline.common.devices import check_compiler, check_device, keep_freed_memory
 from pipeline.config.schema import SpeedConfig, TrainingConfig
 from pipeline.data.images import normalise
 from pipeline.data.loading.loader import MicroBatch
+from pipeline.training.launcher import read_launcher
 from pipeline.training.optimizing import OptimizerSteps
-from pipeline.training.ranks import Ranks
+from pipeline.training.ranks import Ranks, all_come
 
 COLLECTIVE_PATIENCE = timedelta(minutes=30)
 """How long a collective may wait for a rank that is alive but late."""
@@ -35,13 +37,18 @@ class Runtime:
     """One per process. Every rank constructs it, before any module.
 
     Raises:
-        UserError: if the device or the precision cannot be had here.
+        UserError: if the device, precision or compiler cannot be had here, or the launcher's environment is wrong.
+        LostRank: if the other ranks do not come.
     """
 
     def __init__(self, config: TrainingConfig, speed: SpeedConfig | None = None) -> None:
-        self.precision = config.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        self.speed = speed or SpeedConfig()
+        launch = read_launcher()
+        self.precision = config.mixed_precision or launch.precision
         check_device(config.device, self.precision)
-        with signals.leaving():  # the first ranks wait here for the last
+        if self.speed.compile != "no":
+            check_compiler(config.device)
+        with signals.leaving(), all_come(launch, COLLECTIVE_PATIENCE):  # the first ranks wait here for the last
             self.accelerator = Accelerator(
                 mixed_precision=self.precision,
                 cpu=config.device == "cpu",
@@ -54,7 +61,6 @@ class Runtime:
             )
             self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.device: torch.device = self.accelerator.device
-        self.speed = speed or SpeedConfig()
         self.optimizing = OptimizerSteps(self.accelerator, config.max_skipped_steps, self.speed.compile, self.say)
         on_gpu = self.device.type == "cuda"
         channels_last = on_gpu if self.speed.channels_last is None else self.speed.channels_last
@@ -65,12 +71,17 @@ class Runtime:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = self.speed.tf32
 
     def say(self, message: str) -> None:
-        """Print a line, on the main rank only. If nobody reads it, as behind `| head`, the run is saved and ends."""
+        """Print a line, on the main rank only.
+
+        If nobody can read it, behind `| head` or after the loss of the terminal, the run is saved and ends.
+        """
         if not self.ranks.is_main:
             return
         try:
             print(message, flush=True)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             signals.request("a closed pipe behind its output")
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from pipeline.common import files
+from pipeline.common import files, signals
 from pipeline.common.errors import Interrupted, UserError
 
 
@@ -36,5 +36,6 @@ class Status(AbstractContextManager["Status"]):
             self.write("failed", 2 if mistake else getattr(error, "exit_code", 1), str(error))
 
     def write(self, state: str, exit_code: int | None, message: str | None) -> None:
-        with suppress(OSError):  # a full disk has already stopped the run, and said so
+        # Not even a second Ctrl-C leaves `running` behind; a full disk has already stopped the run, and said so.
+        with signals.held(), suppress(OSError):
             files.write_json(self.path, {"state": state, "exit_code": exit_code, "message": message})

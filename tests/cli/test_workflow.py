@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from running import (
     make_photographs,
     scalars,
     tiny_arguments,
+    wait_for,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,7 +108,13 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
         path for path in run.rglob("*") if path.is_file() and path.name not in ("strip.png", ".lock", "status.json")
     )
     before, names = {path: path.stat().st_mtime_ns for path in files}, listing(run)
-    time.sleep(0.01)
+    clock = tmp_path / "clock"  # of the file system; once it has moved on, a file that is written again tells
+
+    def moved_on() -> bool:
+        clock.touch()
+        return clock.stat().st_mtime_ns > max(before.values())
+
+    wait_for(moved_on)
     second = latentfuse("run", *arguments)
     assert second.code == 0 and "0 shards new" in second.out
     assert all(f"{stage}: already finished" in second.out for stage in ("pretrain", "train"))

@@ -12,7 +12,8 @@ import pytest
 from running import gone
 
 from pipeline.common.errors import Interrupted, UserError
-from pipeline.common.processes import SIGNALS, run_tasks
+from pipeline.common.processes import run_tasks
+from pipeline.common.signals import SIGNALS
 
 
 def work(folder: Path, task: str) -> None:

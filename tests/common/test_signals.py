@@ -15,7 +15,7 @@ from running import PATIENCE, wait_for
 from pipeline.common import signals
 from pipeline.common.errors import Interrupted
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NUMBERS = signals.SIGNALS
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ with signals.listening(), signals.leaving():
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [*((number, 75) for number in signals.PREEMPTIONS), (signal.SIGINT, 130)])
 def test_a_wait_in_c_is_left_with_the_exit_code(number: int, code: int) -> None:
     process = subprocess.Popen([sys.executable, "-c", BLOCKED], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"waiting\n"
@@ -120,3 +120,47 @@ def test_a_wait_in_c_is_left_with_the_exit_code(number: int, code: int) -> None:
     process.send_signal(number)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == code and errors.startswith(b"latentfuse: stopped by"), (process.returncode, errors)
+
+
+ENDED = """
+import os, signal
+from pipeline.common import signals
+{}()
+print("told")
+signals.end_is_certain(3)
+os.kill(os.getpid(), signal.{})
+"""
+
+
+@pytest.mark.parametrize("state", ["signals.leave_at_once", "signals.raise_at_once"])
+@pytest.mark.parametrize("number", signals.PREEMPTIONS)
+def test_a_signal_after_the_end_changes_no_exit_code(state: str, number: signal.Signals) -> None:
+    program = ENDED.format(state, number.name)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "told\n", "")
+
+
+def test_handlers_are_set_all_or_none() -> None:
+    """A signal that another thread has taken is handled here, whatever this thread is at."""
+
+    def refuse(number: int, frame: object) -> None:
+        raise AssertionError("not called")
+
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with pytest.raises(OSError, match="Invalid argument"):
+        signals.install({**dict.fromkeys(NUMBERS, refuse), signal.SIGKILL: refuse})
+    assert [signal.getsignal(number) for number in NUMBERS] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_held_signal_comes_at_the_end_of_the_block() -> None:
+    steps = []
+
+    def hold() -> None:
+        with signals.held():
+            signal.raise_signal(signal.SIGTERM)
+            steps.append("undisturbed")
+
+    with signals.listening(), pytest.raises(Interrupted, match="SIGTERM"):
+        hold()
+    assert steps and not signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common import signals
 from pipeline.common.errors import Interrupted, UserError
 from pipeline.training.ranks import Ranks
 
@@ -26,7 +27,7 @@ def test_alone_there_is_nothing_to_agree_on(ranks: Ranks, tmp_path: Path) -> Non
             ranks.agree(UserError("a bad image"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_waits_for_the_agreement(ranks: Ranks, tmp_path: Path, number: int) -> None:
     with ranks.watched(tmp_path, lambda _: None):
         os.kill(os.getpid(), number)

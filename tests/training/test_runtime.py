@@ -1,6 +1,7 @@
 """Devices, precision and skipped steps."""
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,15 @@ from torch import nn
 
 from pipeline.common.devices import check_device, unsupported_gpu
 from pipeline.common.errors import UserError
-from pipeline.config.schema import OptimizerConfig, TrainingConfig
+from pipeline.config.schema import OptimizerConfig, SpeedConfig, TrainingConfig
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.optimizing import OptimizerSteps
 from pipeline.training.runtime import Runtime
 
 
-def new_runtime(**options: Any) -> Runtime:
+def new_runtime(speed: SpeedConfig | None = None, **options: Any) -> Runtime:
     AcceleratorState._reset_state(True)
-    return Runtime(TrainingConfig(**{"device": "cpu", "max_skipped_steps": 3, **options}))
+    return Runtime(TrainingConfig(**{"device": "cpu", "max_skipped_steps": 3, **options}), speed)
 
 
 @pytest.fixture
@@ -180,3 +181,18 @@ def test_which_gpus_a_build_of_torch_runs_on(
         assert f"sm_{capability[0]}{capability[1]}" in problem and "pip install" in problem
         with pytest.raises(UserError, match="pip install"):
             check_device("auto", "no")
+
+
+def test_switches_reach_torch() -> None:
+    for value in (True, False):
+        new_runtime(SpeedConfig(tf32=value, cudnn_benchmark=value))
+        assert torch.backends.cudnn.benchmark is value and torch.backends.cudnn.allow_tf32 is value
+        assert torch.backends.cuda.matmul.allow_tf32 is value
+
+
+def test_no_compiler_is_said_before_anything_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"speed.compile: needs a compiler, and g\+\+ is not on the PATH"):
+        new_runtime(SpeedConfig(compile="default"))
+    assert new_runtime(SpeedConfig(compile="no"))

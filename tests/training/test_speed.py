@@ -341,11 +341,3 @@ def test_a_save_that_fails_ends_the_run(
     result = latentfuse("train", *tiny_arguments(run, trained.shards, *options), "--init", trained.run / "pretrain")
     result.assert_one_line("the disk is full")
     assert "saved" in result.out and checkpoint.newest(run / "train" / "checkpoints")[0].step == 2  # type: ignore[union-attr]
-
-
-def test_switches_reach_torch(trained: Trained, tmp_path: Path) -> None:
-    for value in (True, False):
-        settings = [f"speed.{name}={str(value).lower()}" for name in ("tf32", "cudnn_benchmark")]
-        new_setup(tiny_config(tmp_path / "run", trained.shards, *settings))
-        assert torch.backends.cudnn.benchmark is value and torch.backends.cudnn.allow_tf32 is value
-        assert torch.backends.cuda.matmul.allow_tf32 is value

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.common import signals
 from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import LostRank, UserError
-from pipeline.common.processes import heed_parent_only, signals_held, stop
+from pipeline.common.processes import heed_parent_only, stop
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where workers leave images for the training process."""
@@ -44,7 +45,7 @@ def loaded(dataset: Dataset[Any], workers: int, prefetch: int, **options: Any) -
         **options,
     )
     before = set(multiprocessing.active_children())
-    with signals_held():
+    with signals.held():
         batches = iter(loader)
     started = set(multiprocessing.active_children()) - before
     try:
@@ -89,7 +90,7 @@ def _say_nothing_of_lost_connections(
 def _end(batches: Any, workers: set[BaseProcess]) -> None:
     """Torch would wait five seconds for each worker that does not answer."""
     in_main_thread = threading.current_thread() is threading.main_thread()
-    with signals_held():
+    with signals.held():
         # torch's handler of SIGCHLD raises when a worker is killed.
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main_thread else None
         stop(workers, GRACE_SECONDS)
