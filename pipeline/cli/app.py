@@ -17,6 +17,7 @@ for command in (
     *(data.synth, data.shard, data.verify, data.stage),
     *(training.pretrain, training.train, training.run),
     *(results.export, results.evaluate, results.compare, results.fuse, results.features),
+    training.status,
     training.doctor,
 ):
     app.command()(command)

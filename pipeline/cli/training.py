@@ -1,6 +1,7 @@
 """From shards to weights."""
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,9 @@ import typer
 from pipeline.cli.exit_codes import importing
 from pipeline.cli.options import AsJson, ConfigFile, DryRun, Overrides, configuration
 from pipeline.common.errors import UserError
+
+WATCH_SECONDS = 1.0
+"""Between two looks of `status --watch`."""
 
 
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, dry_run: DryRun = False) -> None:
@@ -62,6 +66,25 @@ def doctor(
     print(json.dumps([check.as_dict() for check in checks], indent=2) if as_json else as_text(checks))
     if any(check.fix for check in checks):
         raise typer.Exit(2)
+
+
+def status(
+    run_dir: Annotated[Path, typer.Argument(help="Run folder.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Print it whenever it changes, until the job ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """How a job stands: stage, step, speed, time left, newest checkpoint."""
+    from pipeline.training.status import as_line, read
+
+    told = read(run_dir)
+    while True:
+        print(json.dumps(told, indent=2) if as_json else as_line(told), flush=True)
+        if not watch or told["state"] != "running":
+            return
+        before = told
+        while told == before:
+            time.sleep(WATCH_SECONDS)
+            told = read(run_dir)
 
 
 def fetch(arch: Annotated[Literal["vgg19", "vgg16"], typer.Option()] = "vgg19") -> None:

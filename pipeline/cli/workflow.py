@@ -72,6 +72,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     except (UserError, LostRank) as refusal:
         _tell_refusal(config.run_dir, status, refusal)
         raise
+    runtime.status = status
     if slow := slow_precision(runtime.device.type, runtime.precision):
         runtime.say(slow)
 

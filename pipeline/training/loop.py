@@ -12,9 +12,10 @@ from pipeline.common import files
 from pipeline.common.errors import Interrupted, StoppedElsewhere, UserError
 from pipeline.common.signals import Deferred
 from pipeline.config.load import dump
-from pipeline.data.loading.loader import MicroBatch
+from pipeline.data.loading.loader import FaceImages, MicroBatch
 from pipeline.training import checkpoint
 from pipeline.training.context import Context
+from pipeline.training.opening import opening
 from pipeline.training.resume import CheckpointWriter, resume
 from pipeline.training.stage import Stage
 from pipeline.training.tracking import Tracker
@@ -41,7 +42,10 @@ def run(stage: Stage, context: Context) -> None:
     ranks.together(context.read_ahead)
     ranks.on_main(lambda: files.write_text(config.run_dir / "config.yaml", dump(config)))
     every = config.tracking
-    tracker = Tracker(config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, total)
+    runtime.say(opening(stage, context, done))
+    images = len(context.train) if isinstance(context.train, FaceImages) else math.inf  # of a stream, unknown
+    epoch = images / config.training.global_batch_size
+    tracker = Tracker(config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, total, epoch)
     batches = context.train.micro_batches(context.order, done, total)
     with closing(batches), closing(tracker), closing(CheckpointWriter(stage, context, done)) as writer:
         while done < total:
@@ -58,6 +62,7 @@ def run(stage: Stage, context: Context) -> None:
             # A save that was due while steps were skipped is made up for.
             save_is_due = done == total or done // every.checkpoint_every > writer.saved // every.checkpoint_every
             log_is_due = done == 1 or done % every.log_every == 0
+            tracker.saved = writer.saved
             if save_is_due or log_is_due:  # at a save, too: then a resumed run logs the same means
                 tracker.flush(done, _learning_rates(stage))
             if runtime.optimizing.failure:

@@ -25,6 +25,7 @@ from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.launcher import read_launcher
 from pipeline.training.optimizing import OptimizerSteps
 from pipeline.training.ranks import Ranks, all_come
+from pipeline.training.status import Status
 
 COLLECTIVE_PATIENCE = timedelta(minutes=30)
 """How long a collective may wait for a rank that is alive but late."""
@@ -61,6 +62,8 @@ class Runtime:
             )
             self.ranks = Ranks(self.accelerator.process_index, self.accelerator.num_processes)
         self.device: torch.device = self.accelerator.device
+        self.status: Status | None = None
+        """Of the job, where there is one, on the main rank."""
         self.optimizing = OptimizerSteps(self.accelerator, config.max_skipped_steps, self.speed.compile, self.say)
         on_gpu = self.device.type == "cuda"
         channels_last = on_gpu if self.speed.channels_last is None else self.speed.channels_last

@@ -1,13 +1,17 @@
 """What a run shows of itself: means of every term over all ranks, in TensorBoard and on the terminal."""
 
+import math
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -15,8 +19,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from pipeline.common.files import os_errors_named
 from pipeline.training.runtime import Runtime
 
-SHOWN = ("loss/total", "loss/autoencoder", "speed/images_per_second")
-"""Scalars on the terminal; TensorBoard has all."""
+SHOWN = {
+    "pretrain": ("loss/autoencoder", "loss/ssim"),
+    "train": ("loss/adversarial", "loss/content", "loss/style", "loss/reconstruction", "critic/wasserstein"),
+}
+"""Terms on the terminal, by stage; TensorBoard has all."""
 
 
 class Tracker:
@@ -25,9 +32,15 @@ class Tracker:
     Constructed and flushed by every rank. A write that fails on the main rank stops all of them.
     """
 
-    def __init__(self, folder: Path, runtime: Runtime, stage: str, step: int, total_steps: int) -> None:
+    def __init__(
+        self, folder: Path, runtime: Runtime, stage: str, step: int, total_steps: int, steps_per_epoch: float = math.inf
+    ) -> None:
         self.folder, self.runtime, self.stage, self.total_steps = folder, runtime, stage, total_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.saved = step
+        """The step of the newest checkpoint, 0 if there is none: for the status."""
         self.writer: SummaryWriter | None = None
+        self._bar: Progress | None = None
         runtime.ranks.on_main(lambda: self._open(step))
         self._start_interval()
 
@@ -49,6 +62,8 @@ class Tracker:
         self._sums[names] = self._sums.get(names, 0) + sums_and_counts
         self._steps += 1
         self._images += images
+        if self._bar is not None:
+            self._bar.advance(TaskID(0))
 
     def flush(self, step: int, others: Mapping[str, float]) -> dict[str, float]:
         """Reduce, write and print the means since the last call, and `others`, alike on every rank, as they are.
@@ -68,11 +83,12 @@ class Tracker:
         means = {**dict(zip(names, (sums / counts).tolist(), strict=True)), **others}
         seconds = time.perf_counter() - self._since
         means["speed/images_per_second"] = self._images / seconds
+        seconds_left = (self.total_steps - step) * seconds / self._steps
         means["speed/data_wait_share"] = self._waited / seconds
         means["amp/loss_scale"] = self.runtime.optimizing.loss_scale
         means["amp/skipped_steps"] = float(self.runtime.optimizing.skipped)
         self._start_interval()
-        self.runtime.ranks.on_main(lambda: self._write(means, step))
+        self.runtime.ranks.on_main(lambda: self._write(means, step, seconds_left))
         return means
 
     def pictures(self, pictures: Mapping[str, Image.Image], step: int) -> None:
@@ -83,6 +99,8 @@ class Tracker:
                 self.writer.add_image(name, pil_to_tensor(image), step)
 
     def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
         if self.writer:
             with os_errors_named(self.folder):
                 self.writer.close()
@@ -92,15 +110,36 @@ class Tracker:
         with os_errors_named(self.folder):
             # Hide the events of steps that the resumed run makes again.
             self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+        if sys.stdout.isatty():
+            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left")
+            self._bar = Progress(*columns, transient=True)
+            self._bar.add_task(self.stage, total=self.total_steps, completed=step)
+            self._bar.start()
 
-    def _write(self, means: Mapping[str, float], step: int) -> None:
+    def _write(self, means: Mapping[str, float], step: int, seconds_left: float) -> None:
         assert self.writer is not None, "only the main rank writes"
         with os_errors_named(self.folder):
             for name, value in means.items():
                 self.writer.add_scalar(name, value, step)
             self.writer.flush()
-        shown = "  ".join(f"{name.split('/')[-1]} {means[name]:.4g}" for name in SHOWN if name in means)
-        self.runtime.say(f"{self.stage} {step}/{self.total_steps}  {shown}")
+        rate = means["speed/images_per_second"]
+        width = len(str(self.total_steps))
+        left = str(timedelta(seconds=round(seconds_left)))
+        cells = [f"{self.stage} {step:>{width}}/{self.total_steps}", f"{left:>8} left", f"{rate:7.1f} images/s"]
+        if math.isfinite(self.steps_per_epoch):
+            cells.insert(1, f"epoch {step / self.steps_per_epoch:.1f}")
+        rates = [value for name, value in means.items() if name.startswith("learning_rate/")]
+        cells += [f"rate {value:.1e}" for value in rates[:1]]
+        cells += [f"{name.split('/')[-1]} {means[name]:9.3g}" for name in SHOWN.get(self.stage, ()) if name in means]
+        self.runtime.say("  ".join(cells))
+        if self.runtime.status is not None:
+            progress = {
+                "stage": self.stage,
+                "step": step,
+                "total": self.total_steps,
+                "images_per_second": round(rate, 2),
+            }
+            self.runtime.status.tell(progress | {"seconds_left": round(seconds_left), "saved_step": self.saved})
 
     def _start_interval(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}

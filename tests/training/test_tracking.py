@@ -1,5 +1,6 @@
 """What TensorBoard and the terminal show."""
 
+import json
 import math
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.common.errors import UserError
 from pipeline.config.schema import TrainingConfig
 from pipeline.training.runtime import Runtime
+from pipeline.training.status import Status
 from pipeline.training.tracking import Tracker
 
 
@@ -34,10 +36,13 @@ def test_means_over_the_steps_since_the_last_line(
     tracker = new_tracker(tmp_path, runtime)
     runtime.optimizing.skipped = 2
     for value in (1.0, 2.0, 6.0):
-        tracker.add({"loss/total": torch.tensor(value), "critic/real": torch.tensor(-value)}, 8)
+        terms = {"loss/total": value, "critic/real": -value, "loss/reconstruction": value}
+        tracker.add({name: torch.tensor(each) for name, each in terms.items()}, 8)
     means = tracker.flush(3, {"learning_rate/autoencoder": 0.125})
     assert means["loss/total"] == 3 and means["critic/real"] == -3
-    assert "train 3/10  total 3" in capsys.readouterr().out
+    line = capsys.readouterr().out
+    assert line.startswith("train  3/10  ") and " left  " in line and "rate 1.2e-01" in line
+    assert "wasserstein" not in line and "reconstruction" in line
     tracker.add({"loss/total": torch.tensor(5.0)}, 8)
     tracker.flush(4, {})
     tracker.close()
@@ -46,6 +51,23 @@ def test_means_over_the_steps_since_the_last_line(
     assert shown["learning_rate/autoencoder"] == {3: 0.125}
     assert shown["amp/skipped_steps"][3] == 2 and shown["amp/loss_scale"][3] == 1
     assert shown["speed/images_per_second"][3] > 0
+
+
+def test_the_status_tells_how_far_a_run_is(tmp_path: Path, runtime: Runtime) -> None:
+    runtime.status = Status(tmp_path / "status.json")
+    tracker = new_tracker(tmp_path, runtime)
+    with runtime.status:
+        for _ in range(4):
+            tracker.add({"loss/total": torch.tensor(1.0)}, 8)
+        tracker.saved = 2
+        tracker.flush(4, {})
+        told = json.loads((tmp_path / "status.json").read_text())
+        assert told["state"] == "running" and (told["stage"], told["step"], told["total"]) == ("train", 4, 10)
+        assert told["saved_step"] == 2
+        assert told["seconds_left"] == pytest.approx(6 * 8 / told["images_per_second"], abs=1)
+    tracker.close()
+    ended = json.loads((tmp_path / "status.json").read_text())
+    assert ended == told | {"state": "finished", "exit_code": 0}
 
 
 def test_time_waiting_for_data_is_a_share(tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
