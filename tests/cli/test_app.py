@@ -9,6 +9,7 @@ import pytest
 import yaml
 from running import REPOSITORY, latentfuse, listing
 
+import pipeline
 from pipeline.cli import app as cli
 from pipeline.common.errors import UserError
 from pipeline.config import load as config
@@ -16,7 +17,7 @@ from pipeline.config.schema import Config
 
 COMMANDS = {
     *("synth", "shard", "verify", "stage", "pretrain", "train"),
-    *("evaluate", "compare", "features", "export", "fuse", "run", "doctor", "weights", "bench"),
+    *("evaluate", "compare", "features", "export", "fuse", "run", "status", "doctor", "weights", "bench"),
 }
 SCRIPT = Path(sys.executable).with_name("latentfuse")
 
@@ -59,6 +60,12 @@ def test_the_commands_are_those_of_the_contract() -> None:
 def test_every_command_explains_itself(command: str) -> None:
     result = latentfuse(*command.split(), "--help")
     assert result.code == 0 and "Usage:" in result.out and not result.errors
+    assert f"Example: latentfuse {command}" in result.out or command in ("weights", "bench")
+    assert latentfuse(*command.split(), "-h").out == result.out
+
+
+def test_version() -> None:
+    assert latentfuse("--version").out == f"latentfuse {pipeline.__version__}\n"
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
