@@ -11,7 +11,7 @@ from types import FrameType
 import typer
 
 from pipeline.common import signals
-from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
+from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError, one_line
 
 
 def run_app(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def run_app(app: typer.Typer) -> None:
     except (UserError, Interrupted) as stop:
         _end(str(stop), getattr(stop, "exit_code", 2))
     except LostRank as stop:
-        print(f"latentfuse: {stop}", file=sys.stderr, flush=True)
+        print(f"latentfuse: {one_line(str(stop))}", file=sys.stderr, flush=True)
         os._exit(stop.exit_code)  # in order, it would wait for the one that is lost
     except StoppedElsewhere as stop:
         raise SystemExit(stop.exit_code) from None
@@ -62,5 +62,5 @@ def importing() -> Iterator[None]:
 def _end(message: str, code: int) -> None:
     rank = os.environ.get("RANK", "0")
     where = "" if rank == "0" else f"rank {rank}: "
-    print(f"latentfuse: {where}{message}", file=sys.stderr, flush=True)
+    print(f"latentfuse: {where}{one_line(message)}", file=sys.stderr, flush=True)
     raise SystemExit(code)

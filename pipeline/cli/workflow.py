@@ -1,6 +1,5 @@
 """The stages as a user runs them, and all of them in a row. They hand on to each other through files only."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from PIL.Image import Resampling
 
+from pipeline.common import files
 from pipeline.common.devices import slow_precision
 from pipeline.common.errors import LostRank, UserError
 from pipeline.config.schema import Config
@@ -219,7 +219,7 @@ def _trained(folder: Path) -> Any:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = files.read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -6,7 +6,6 @@ FOLDER/manifest.json             written last: a folder without it is not finish
 """
 
 import hashlib
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -16,14 +15,15 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from pipeline.common import json_text
 from pipeline.common.errors import UserError
-from pipeline.common.files import sha256
+from pipeline.common.files import read_bytes, sha256
 from pipeline.data.shards.tar import BLOCK
 
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
-MAX_JSON_BYTES = 2**28
-"""A larger manifest or index is not read: those of a million shards, or of a million samples, are smaller."""
+MAX_JSON_BYTES = 2**26
+"""A larger manifest or index is not read: those of 150,000 shards, or of half a million samples, are smaller."""
 
 Parsed = TypeVar("Parsed")
 
@@ -205,22 +205,14 @@ def make_index(name: str, tar: Path, samples: list[Sample], rejected: Iterable[R
     return Index(SCHEMA, name, len(samples), size, sha256(tar), tuple(rejected), keys, extensions, **columns)
 
 
-def read_json(path: Path) -> bytes:
-    """The bytes of a JSON file. Raises OSError, also if it is no file or larger than `MAX_JSON_BYTES`."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(0, "not a file", str(path))
-    if status.st_size > MAX_JSON_BYTES:
-        raise OSError(0, f"larger than {MAX_JSON_BYTES:,} bytes", str(path))
-    return path.read_bytes()
-
-
 def parse_json(kind: type[Parsed], content: bytes) -> Parsed:
     """Read and validate `content`. Raises ValueError, whose one line names the field that is wrong."""
     try:
-        return TypeAdapter(kind).validate_json(content)
+        parsed = TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         raise ValueError(first_error(error)) from None
+    json_text.parse(content)  # pydantic takes the last of two fields of one name
+    return parsed
 
 
 def first_error(error: ValidationError) -> str:
@@ -239,7 +231,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return parse_manifest(read_json(path), str(path))
+        return parse_manifest(read_bytes(path, MAX_JSON_BYTES), str(path))
     except FileNotFoundError:
         raise UserError(_why_no_manifest(folder)) from None
     except OSError as error:
@@ -286,7 +278,7 @@ def read_index(shard: Path, entry: ShardEntry | None = None) -> Index:
     """
     path = index_path(shard)
     try:
-        content = read_json(path)
+        content = read_bytes(path, MAX_JSON_BYTES)
     except OSError as error:
         raise ShardError(f"{path}: the index cannot be read: {error.strerror}; run `shard` again") from None
     if entry is not None and hashlib.sha256(content).hexdigest() != entry.index_sha256:
