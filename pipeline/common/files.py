@@ -154,9 +154,11 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: if it cannot be read, is no file, or larger than anything of ours.
-        ValueError: as `json_text.parse`.
+        ValueError: as `json_text.parse`, or half a character is in it.
     """
-    return json_text.parse(read_bytes(path, MOST_JSON))
+    value = json_text.parse(read_bytes(path, MOST_JSON))
+    json.dumps(value, ensure_ascii=False).encode()  # half a character could not be printed or written again
+    return value
 
 
 def open_file(path: Path) -> BufferedReader:

@@ -68,9 +68,12 @@ def difference(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[
     for name, shape in wanted.items():
         if name in given and tuple(given[name]) != tuple(shape):
             found.append(f"{name} is {_text(given[name])}, not {_text(shape)}")
-    if not found:
-        return None
-    return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+    return listed(found) if found else None
+
+
+def listed(names: list[str]) -> str:
+    """The first of them, and how many more there are."""
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
 def _text(shape: tuple[int, ...]) -> str:
@@ -121,7 +124,7 @@ def load(folder: Path, config: ModelConfig, image_size: int, sums: Any) -> nn.Mo
         reason = " ".join(str(error).split())
         raise UserError(f"{folder}: its weights are damaged or cut short: {reason}") from None
     if bad:
-        raise UserError(f"{folder}: {bad[0]} and {len(bad) - 1} more of its weights are not finite numbers")
+        raise UserError(f"{folder}: its weights are not finite numbers: {listed(bad)}")
     return modules
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +28,7 @@ from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.config.load import validate_stored
 from pipeline.config.schema import Config
-from pipeline.inference.weights import not_finite
+from pipeline.inference.weights import listed, not_finite
 from pipeline.training.heartbeat import STOP
 
 WEIGHTS, OPTIMIZERS, STATE, MANIFEST = "model.safetensors", "optimizers.pt", "state.json", "manifest.json"
@@ -35,11 +36,18 @@ KINDS = {"step": int, "stage": str, "images_seen": int, "config": dict, "data_ha
 """What every state holds."""
 STAGES = ("train", "pretrain")
 """The last one first."""
-WRITTEN = {"": r"config\.yaml|status\.json|strip\.png|bundle", "evaluation": "evaluation"} | {
-    f"{stage}/{folder}": names
-    for stage in STAGES
-    for folder, names in (("checkpoints", r"step-[0-9]{8,}"), ("not-finite-step-*", r"rank[0-9]{4,}\.json"))
-}
+LOCK = ".lock"
+SINGLE_FILES = ("config.yaml", "status.json", "strip.png")
+"""What a job writes in its run folder without looking at what is there."""
+STEPS, REPORTS = r"step-[0-9]{8,}", r"rank[0-9]{4,}\.json"
+WRITTEN = (
+    ("", r"config\.yaml|status\.json|strip\.png|bundle"),
+    ("evaluation", "evaluation"),
+    ("pretrain/checkpoints", STEPS),
+    ("train/checkpoints", STEPS),
+    ("pretrain/not-finite-step-*", REPORTS),
+    ("train/not-finite-step-*", REPORTS),
+)
 """Folders of a run, and the files and folders that a killed job may have left half-written there."""
 
 
@@ -83,7 +91,7 @@ def save(
     """
     path = folder / _name(step)
     if bad := not_finite(weights):
-        raise UserError(f"{path}: not saved: {bad[0]} and {len(bad) - 1} more are not finite; earlier ones are intact")
+        raise UserError(f"{path}: not saved: not finite: {listed(bad)}; earlier ones are intact")
     try:
         with files.replacing_folder(path) as temporary:
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, temporary / WEIGHTS)
@@ -97,7 +105,7 @@ def save(
         reason = f"{error} (is the disk full?)" if isinstance(error, RuntimeError) else str(error)
         raise UserError(f"{path}: the checkpoint could not be written: {reason}; earlier ones are intact") from None
     # Those of later steps did not verify, or this step would not have been trained again: they do not count.
-    for old in [each for each in steps(folder) if each <= path][:-keep]:
+    for old in [each for each in steps(folder) if int(each.name[5:]) <= step][:-keep]:
         shutil.rmtree(old, ignore_errors=True)  # NFS keeps a file that is open elsewhere; the next save tries again
     return path
 
@@ -110,7 +118,7 @@ def folder_of(run_dir: Path, stage: str) -> Path:
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first, verified or not; folders with other names are the user's."""
     return sorted(
-        (path for path in folder.glob("step-*") if re.fullmatch("step-[0-9]{8,}", path.name)),
+        (path for path in folder.glob("step-*") if re.fullmatch(STEPS, path.name)),
         key=lambda path: int(path.name[5:]),
     )
 
@@ -143,7 +151,7 @@ def load(path: Path) -> Checkpoint:
 
 def _load_state(path: Path) -> dict[str, Any]:
     try:
-        state = files.read_json(path)
+        state: dict[str, Any] = files.read_json(path)
         whole = all(type(state[key]) is kind for key, kind in KINDS.items())
         if not whole or not 0 <= state["step"] < 10**12 or state["skipped_steps"] < 0:
             raise ValueError
@@ -151,8 +159,7 @@ def _load_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged: not the state of a checkpoint") from None
-    kept: dict[str, Any] = state
-    return kept
+    return state
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
@@ -162,7 +169,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged: {' '.join(str(error).split())}") from None
     if bad:
-        raise UserError(f"{path}: damaged: {bad[0]} and {len(bad) - 1} more are not finite")
+        raise UserError(f"{path}: damaged: not finite: {listed(bad)}")
     return weights
 
 
@@ -171,7 +178,9 @@ def _load_optimizers(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as members:
             if sum(member.file_size for member in members.infolist()) > path.stat().st_size:
                 raise ValueError("compressed, as torch never writes it")
-        optimizers = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on what it then refuses
+            optimizers = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a file that torch did not write can make it raise is anything
         if "DefaultCPUAllocator" in str(error):  # no fault of the file
             raise
@@ -222,11 +231,14 @@ def claimed(run_dir: Path) -> Iterator[None]:
     The lock ends with the process, however that ends.
 
     Raises:
-        UserError: if another job holds it, or it cannot be written.
+        UserError: if another job holds it, or it cannot be written, or holds files that no job wrote.
     """
     try:
+        new = not (run_dir / LOCK).exists()
+        if new:
+            _refuse_files_of_others(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UserError(f"{run_dir}: cannot be written: {error.strerror}") from None
     try:
@@ -240,17 +252,31 @@ def claimed(run_dir: Path) -> Iterator[None]:
         print(warning, file=sys.stderr, flush=True)
     try:
         _remove_leftovers(run_dir.resolve())
+        if not new:
+            _remove_stop(run_dir / STOP)
         yield
     finally:
         os.close(descriptor)
 
 
+def _refuse_files_of_others(run_dir: Path) -> None:
+    """Every run has a lock; one that was copied without it has checkpoints."""
+    if any(folder_of(run_dir, stage).exists() for stage in STAGES):
+        return
+    for name in SINGLE_FILES:
+        if (run_dir / name).exists():
+            raise UserError(f"run_dir: {run_dir} holds {name}, and is no run's folder; set another run_dir, or move it")
+
+
 def _remove_leftovers(run_dir: Path) -> None:
-    for where, names in WRITTEN.items():
+    for where, names in WRITTEN:
         for folder in run_dir.glob(where) if where else (run_dir,):
             if folder.resolve() == folder:  # no link, nor behind one
                 files.remove_leftovers(folder, names)
-    if (run_dir / STOP).is_file():
-        with suppress(OSError):
-            (run_dir / STOP).unlink()
-            print(f"{run_dir / STOP}: was there before this job began; removed", flush=True)
+
+
+def _remove_stop(path: Path) -> None:
+    if path.is_file():
+        with suppress(OSError):  # then it stops no job, as it was there before
+            path.unlink()
+            print(f"{path}: was there before this job began; removed", flush=True)

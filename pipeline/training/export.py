@@ -65,8 +65,8 @@ def _check_replaceable(folder: Path, named: Path) -> None:
     if not weights.is_bundle(folder):
         raise UserError(f"{named}: exists and is not a bundle; remove it or name another folder")
     if others := weights.not_of_a_bundle(folder):
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        raise UserError(f"{named}: holds {others[0]}{more}, which is not a bundle's; move it or name another folder")
+        what = weights.listed(others)
+        raise UserError(f"{named}: holds {what}, which is not a bundle's; move it or name another folder")
 
 
 def provenance(found: Checkpoint) -> dict[str, Any]:

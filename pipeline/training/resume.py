@@ -105,7 +105,9 @@ def _restore_optimizers(found: Checkpoint, stage: Stage, optimizing: OptimizerSt
     for name, optimizer in stage.optimizers.items():
         moments = found.optimizers.get(name, {}).get("state")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        _check_moments(moments, parameters, f"{where}: does not fit the optimizer of the {name}")
+        if unlike := _unlike_adams(moments, parameters):
+            fix = "move the checkpoint away to resume from the one before"
+            raise UserError(f"{where}: does not fit the optimizer of the {name}: {unlike}; {fix}")
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         for parameter, values in optimizer.state.items():  # a fused step wants them in the parameter's memory layout
             for key, value in values.items():
@@ -120,34 +122,31 @@ def _restore_optimizers(found: Checkpoint, stage: Stage, optimizing: OptimizerSt
     optimizing.skipped = found.state["skipped_steps"]
 
 
-def _check_moments(moments: Any, parameters: list[nn.Parameter], problem: str) -> None:
-    """A fused step takes shapes on trust, and reads beyond the end of what is shorter.
+def _unlike_adams(moments: Any, parameters: list[nn.Parameter]) -> str | None:
+    """What is wrong with them: a fused step takes shapes on trust, and reads beyond the end of what is shorter.
 
     Args:
-        moments: Adam's, by the position of the parameter.
+        moments: by the position of the parameter.
     """
     if not isinstance(moments, dict) or not moments.keys() <= set(range(len(parameters))):
-        raise UserError(f"{problem}: it is not for {len(parameters)} parameters")
+        return f"it is not for {len(parameters)} parameters"
     for position, values in moments.items():
-        shape = parameters[position].shape
-        wanted = {"step": torch.Size([]), "exp_avg": shape, "exp_avg_sq": shape}
-        if not isinstance(values, dict) or values.keys() != wanted.keys():
-            raise UserError(f"{problem}: of parameter {position} it holds something else than Adam does")
+        parameter = parameters[position]
+        if not isinstance(values, dict) or values.keys() != {"step", "exp_avg", "exp_avg_sq"}:
+            return f"parameter {position}: not what Adam keeps"
         for key, value in values.items():
-            if not _is_plain(value) or value.shape != wanted[key]:
-                shapes = f"{tuple(getattr(value, 'shape', ()))}, not {tuple(wanted[key])}"
-                raise UserError(f"{problem}: {key} of parameter {position}: {shapes}")
+            shape = () if key == "step" else tuple(parameter.shape)
+            if not _is_dense(value) or tuple(value.shape) != shape:
+                return f"parameter {position}: {key} is not a dense tensor of floats, of shape {shape}"
             if not (torch.isfinite(value) if key == "exp_avg" else value >= 0).all():
-                raise UserError(f"{problem}: {key} of parameter {position} is negative or not a number")
+                return f"parameter {position}: {key} is negative or not a number"
+    return None
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is a dense float32 tensor in memory."""
-    return (
-        isinstance(value, Tensor)
-        and (value.layout, value.dtype) == (torch.strided, torch.float32)
-        and value.device.type == "cpu"
-    )
+def _is_dense(value: Any) -> bool:
+    if not isinstance(value, Tensor) or value.device.type != "cpu":
+        return False
+    return value.layout == torch.strided and value.dtype in (torch.float32, torch.float64)
 
 
 def _check_same_run(found: Checkpoint, stage: Stage, context: Context) -> None:

@@ -125,6 +125,7 @@ NOT_JSON = {
     "half": (b"{", "Expecting"),
     "empty": (b"", "Expecting"),
     "not text": (b"\xff\xfe\xff", "decode"),
+    "half a character": (b'["\\ud800"]', "surrogates not allowed"),
     "deep": (b"[" * 100_000, "nested deeper than 32"),
     "deeper than ours": (b"[" * 40 + b"]" * 40, "nested deeper than 32"),
     "digits": (b"9" * 400, "a number of 400 digits"),

@@ -110,8 +110,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one weight less": (changed(lambda weights: weights.pop(ONE)), f"lacks {ONE}"),
     "one weight more": (changed(lambda weights: weights.update({"another": torch.zeros(1)})), "unknown another"),
     "another shape": (changed(lambda weights: weights.update({ONE: torch.zeros(3)})), f"{ONE} is 3, not"),
-    "not a number": (changed(lambda weights: weights[ONE].fill_(float("nan"))), f"{ONE} and 0 more"),
-    "infinite": (changed(lambda weights: weights["scales.factor"].fill_(float("inf"))), "not finite numbers"),
+    "not a number": (
+        changed(lambda weights: weights[ONE].fill_(float("nan"))),
+        f"its weights are not finite numbers: {ONE}",
+    ),
+    "infinite": (
+        changed(lambda weights: weights["scales.factor"].fill_(float("inf"))),
+        "not finite numbers: scales.factor",
+    ),
     "flipped": (flipped, "SHA-256 is not the one in config.json"),
     "no sums": (set_sums({}), "its sha256 is not a list"),
     "sums of other files": (set_sums({"../model.safetensors": "0"}), "its sha256 is not a list"),

@@ -227,6 +227,7 @@ def make(path: Path, name: str) -> Path:
 
 def test_what_a_killed_job_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    make(run, ".lock")
     left, kept = [make(run, name) for name in LEFT], [make(run, name) for name in KEPT]
     with checkpoint.claimed(run):
         assert [path for path in left if path.exists()] == [] and [path for path in kept if not path.exists()] == []
@@ -240,6 +241,27 @@ def test_what_a_killed_job_left_is_removed_and_nothing_else(tmp_path: Path) -> N
     before = listing(elsewhere)
     with checkpoint.claimed(run):
         assert listing(elsewhere) == before and all(path.exists() for path in left), "no link is followed"
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "status.json", "strip.png"])
+def test_a_folder_with_a_file_of_somebody_else_is_no_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("precious")
+    (tmp_path / "STOP").touch()
+    with (
+        pytest.raises(UserError, match=f"run_dir: .* holds {name}, and is no run's folder"),
+        checkpoint.claimed(tmp_path),
+    ):
+        pass
+    assert listing(tmp_path) == {name, "STOP"} and (tmp_path / name).read_text() == "precious"
+    (tmp_path / name).unlink()
+    with checkpoint.claimed(tmp_path):
+        (tmp_path / name).touch()
+    with checkpoint.claimed(tmp_path):
+        assert listing(tmp_path) == {name, ".lock"}, "now it is one, and the STOP was an earlier job's"
+    save(tmp_path / "train" / "checkpoints", 1)
+    (tmp_path / ".lock").unlink()  # as a copy without hidden files has none
+    with checkpoint.claimed(tmp_path):
+        assert (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("name", ["step-00000020", "step-00000005", "step-00000000", "step-100000000"])
