@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +97,7 @@ class FileReader:
         for member in members:
             path = _ROOTED.sub("", member.filename)
             if member.is_dir() or not wanted(path):
+                self._check_name(member)
                 continue
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
@@ -105,6 +107,17 @@ class FileReader:
                 raise UserError(f"{self.location}: {path} is in it twice; a damaged list, or a zip to be made anew")
             found[path] = File(path, member.file_size, member.CRC, member.filename)
         return [*found.values()]
+
+    def _check_name(self, member: zipfile.ZipInfo) -> None:
+        """An image whose name in the list is damaged looks like another file: one that would be left out."""
+        try:
+            if "\0" in member.orig_filename:  # where zipfile ends a name
+                raise zipfile.BadZipFile("a NUL in a name")
+            with suppress(NotImplementedError, RuntimeError):  # it cannot be read, and need not be
+                self._opened().open(member).close()
+        except _ZIP_ERRORS as error:
+            reason = f"{member.filename}: {error}"
+            raise UserError(f"{self.location}: damaged zip: {reason}; copy it again") from None
 
     def read(self, file: File) -> bytes:
         """The bytes of one file.
