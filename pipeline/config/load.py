@@ -53,12 +53,12 @@ def _origin(error: ValidationError, values: dict[str, Any], settings: list[str])
         keys = overrides.keys_of(setting)
         shared = min(len(keys), len(wrong))
         if keys[:shared] == wrong[:shared]:
-            return f"--set {setting}"
+            return f"--set {setting:.200}"
     try:
         Config.model_validate(values)
     except ValidationError:
         return None
-    return " ".join(f"--set {setting}" for setting in settings) or None
+    return " ".join(f"--set {setting:.200}" for setting in settings) or None
 
 
 def validate(values: dict[str, Any], origin: str) -> Config:

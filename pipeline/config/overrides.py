@@ -62,7 +62,7 @@ def keys_of(override: str) -> list[str]:
     path, separator, _ = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys) or len(keys) > MOST_LEVELS:
-        raise UserError(f"--set {override}: expected key=value, for example --set training.fusion_steps=500")
+        raise UserError(f"--set {override:.200}: expected key=value, for example --set training.fusion_steps=500")
     return keys
 
 
@@ -76,7 +76,7 @@ def apply(values: dict[str, Any], override: str) -> None:
     try:
         value = parse(override.partition("=")[2])
     except ValueError:
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
+        raise UserError(f"--set {override:.200}: the value is not valid YAML") from None
     if isinstance(value, str):
         value = _number(value)
     node = values

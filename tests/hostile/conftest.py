@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from hostile import photograph
 from making import jpegs
 from running import make_shards, tiny_config
 from safetensors.torch import save_file
+from trying import photograph
 
 from pipeline.inference import weights
 from pipeline.inference.bundle import FORMAT

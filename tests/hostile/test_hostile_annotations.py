@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import FEW_AND_MANY, answered, changes, cuts, flips, many, refused
 from hypothesis import strategies as st
 from running import latentfuse
+from trying import FEW_AND_MANY, answered, changes, cuts, flips, many, refused
 
 NAMES = [f"{number:03d}.jpg" for number in range(4)]
 ATTRIBUTES = "4\nMale Young\n" + "".join(f"{name} 1 -1\n" for name in NAMES)

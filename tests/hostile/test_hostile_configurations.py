@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hostile import FEW_AND_MANY, answered, answered_in_little_memory, changes, many, refused
 from hypothesis import strategies as st
+from trying import FEW_AND_MANY, answered, answered_in_little_memory, changes, many, refused
 
 from pipeline.config.schema import Config
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile import FEW_AND_MANY, answered, answered_in_little_memory, changes, cuts, many, refused
+from trying import FEW_AND_MANY, answered, answered_in_little_memory, changes, cuts, many, refused
 
 ROWS: dict[str, dict[str, Any]] = {
     "reconstruction": {"L1": [0.1, 0.2, 0.3], "MSE": [0.2, 0.1, 0.4]},

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile import answered, photograph, refused
 from running import Result
+from trying import answered, photograph, refused
 
 NOT_WRITABLE: dict[str, Callable[[Path], Path]] = {}
 BROKEN = "a\nlatentfuse: all is well\r\x1b[2J\u2028.jpg"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile import FEW_AND_MANY, answered, answered_in_little_memory, chunk, cuts, flips, photograph, refused, tar_of
 from making import jpeg
 from PIL import Image
+from trying import FEW_AND_MANY, answered, answered_in_little_memory, chunk, cuts, flips, photograph, refused, tar_of
 
 FORMS = {"JPEG": "x.jpg", "PNG": "x.png", "WEBP": "x.webp"}
 

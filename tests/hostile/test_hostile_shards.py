@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import FEW_AND_MANY, answered, answered_in_little_memory, changes, cuts, flips, many, photograph, tar_of
-from hostile import refused as refused_by
 from running import tiny_arguments
+from trying import FEW_AND_MANY, answered, answered_in_little_memory, changes, cuts, flips, many, photograph, tar_of
+from trying import refused as refused_by
 
 from pipeline.common.errors import UserError
 from pipeline.config.schema import DataConfig

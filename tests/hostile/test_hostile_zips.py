@@ -6,8 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hostile import FEW_AND_MANY, answered, answered_in_little_memory, cuts, flips, refused
 from making import jpeg
+from trying import FEW_AND_MANY, answered, answered_in_little_memory, cuts, flips, refused
 
 from pipeline.data.shards.reader import ShardReader
 

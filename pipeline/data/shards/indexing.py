@@ -84,7 +84,7 @@ def _samples(path: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Key and members by extension, of neighbours that share a key."""
     samples: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
     try:
-        with tarfile.open(path, "r:", errorlevel=2, tarinfo=BoundedHeader) as archive:  # type: ignore[call-overload]
+        with tarfile.open(path, "r:", errorlevel=2, tarinfo=BoundedHeader) as archive:
             members = []
             for member in archive:
                 if member.size < 0:  # an extended header may have changed it
