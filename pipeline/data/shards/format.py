@@ -22,8 +22,8 @@ from pipeline.data.shards.tar import BLOCK
 
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
-MAX_JSON_BYTES = 2**26
-"""A larger manifest or index is not read: those of 150,000 shards, or of half a million samples, are smaller."""
+MAX_JSON_BYTES = 2**25
+"""A larger manifest or index is not read: those of 100,000 shards, or of 300,000 samples, are smaller."""
 
 Parsed = TypeVar("Parsed")
 
