@@ -118,6 +118,15 @@ class Manifest:
         return self
 
 
+@dataclass(frozen=True)
+class _Derived:
+    """What a manifest says beside its own fields."""
+
+    schema: int | float | str | bool | None = None
+    samples: int | str | None = None
+    content_hash: str | None = None
+
+
 class Member(NamedTuple):
     """A file in a tar. The offset is that of its bytes, behind the tar header."""
 
@@ -207,12 +216,16 @@ def make_index(name: str, tar: Path, samples: list[Sample], rejected: Iterable[R
 
 def parse_json(kind: type[Parsed], content: bytes) -> Parsed:
     """Read and validate `content`. Raises ValueError, whose one line names the field that is wrong."""
-    try:
-        parsed = TypeAdapter(kind).validate_json(content)
-    except ValidationError as error:
-        raise ValueError(first_error(error)) from None
+    parsed = _validated(kind, content)
     json_text.parse(content)  # pydantic takes the last of two fields of one name
     return parsed
+
+
+def _validated(kind: type[Parsed], content: bytes) -> Parsed:
+    try:
+        return TypeAdapter(kind).validate_json(content)
+    except ValidationError as error:
+        raise ValueError(first_error(error)) from None
 
 
 def first_error(error: ValidationError) -> str:
@@ -241,11 +254,11 @@ def load_manifest(folder: Path) -> Manifest:
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """As `load_manifest`, from the content; `where` it comes from, for messages."""
     try:
-        derived = parse_json(dict[str, Any], content)
-        if derived.get("schema") != SCHEMA:
-            raise ValueError(f"schema {derived.get('schema')!r:.60}, this version reads {SCHEMA}")
+        derived = _validated(_Derived, content)
+        if derived.schema != SCHEMA:
+            raise ValueError(f"schema {derived.schema!r:.60}, this version reads {SCHEMA}")
         manifest = parse_json(Manifest, content)
-        if (manifest.samples, manifest.content_hash) != (derived.get("samples"), derived.get("content_hash")):
+        if (manifest.samples, manifest.content_hash) != (derived.samples, derived.content_hash):
             raise ValueError("its counts or its content hash do not fit its shards")
     except ValueError as error:
         raise UserError(f"{where}: damaged, or not a manifest of shards ({error}); write the shards again") from None
