@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from pipeline.common import json_text
@@ -77,8 +77,8 @@ class Manifest:
     split: str | None
     fingerprint: str | None
     options: dict[str, str | int | float | bool | None]
-    shards: tuple[ShardEntry, ...]
-    rejected: tuple[Rejected, ...]
+    shards: Annotated[tuple[ShardEntry, ...], FailFast()]
+    rejected: Annotated[tuple[Rejected, ...], FailFast()]
 
     @property
     def samples(self) -> int:
@@ -176,17 +176,17 @@ class Index:
     samples: Size
     bytes: Size
     sha256: Sha256
-    rejected: tuple[Rejected, ...]
-    keys: list[Key]
-    extensions: list[Extension]
-    offset: list[Size]
-    length: list[Length]
-    crc32: list[Crc32]
-    meta_offset: list[Annotated[int, Field(ge=-1, le=2**50)]]
-    meta_length: list[Length]
-    meta_crc32: list[Crc32]
-    width: list[Side]
-    height: list[Side]
+    rejected: Annotated[tuple[Rejected, ...], FailFast()]
+    keys: Annotated[list[Key], FailFast()]
+    extensions: Annotated[list[Extension], FailFast()]
+    offset: Annotated[list[Size], FailFast()]
+    length: Annotated[list[Length], FailFast()]
+    crc32: Annotated[list[Crc32], FailFast()]
+    meta_offset: Annotated[list[Annotated[int, Field(ge=-1, le=2**50)]], FailFast()]
+    meta_length: Annotated[list[Length], FailFast()]
+    meta_crc32: Annotated[list[Crc32], FailFast()]
+    width: Annotated[list[Side], FailFast()]
+    height: Annotated[list[Side], FailFast()]
 
     def located(self) -> Iterator[Sample]:
         """Every sample, in order."""
@@ -230,9 +230,12 @@ def _validated(kind: type[Parsed], content: bytes) -> Parsed:
 
 def first_error(error: ValidationError) -> str:
     """What is wrong first, in one line: the field and what was found there."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     field = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":  # what was found is the whole file
+        return f"{field}: {message}"
+    first = error.errors(include_url=False)[0]
     return f"{field}: {message}, found {first['input']!r:.60}" if field else message
 
 
