@@ -20,7 +20,7 @@ from pipeline.common.errors import UserError
 from pipeline.config.schema import DataConfig
 from pipeline.data.loading.order import Order
 from pipeline.data.loading.streaming import StreamedFaces
-from pipeline.data.shards.format import MAX_JSON_BYTES, Manifest, ShardEntry, parse_json
+from pipeline.data.shards.format import MAX_MANIFEST_BYTES, Manifest, ShardEntry, parse_json
 from pipeline.data.shards.reader import ShardReader
 
 
@@ -242,10 +242,10 @@ def test_training_reads_no_shards_that_do_not_hold(shards: Path, command: str) -
 
 
 WIDE = {
-    "empty lists": '{"schema": 1, "shards": [' + "[]," * (MAX_JSON_BYTES // 3 - 20) + "[]]}",
-    "numbers": '{"schema": 1, "rejected": [' + "1," * (MAX_JSON_BYTES // 2 - 30) + "1]}",
-    "objects": "[" + "{}," * (MAX_JSON_BYTES // 3 - 5) + "{}]",
-    "spaces": " " * (MAX_JSON_BYTES + 1),
+    "empty lists": '{"schema": 1, "shards": [' + "[]," * (MAX_MANIFEST_BYTES // 3 - 20) + "[]]}",
+    "numbers": '{"schema": 1, "rejected": [' + "1," * (MAX_MANIFEST_BYTES // 2 - 30) + "1]}",
+    "objects": "[" + "{}," * (MAX_MANIFEST_BYTES // 3 - 5) + "{}]",
+    "spaces": " " * (MAX_MANIFEST_BYTES + 1),
 }
 
 

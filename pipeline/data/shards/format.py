@@ -23,7 +23,9 @@ from pipeline.data.shards.tar import BLOCK
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
 MAX_JSON_BYTES = 2**25
-"""A larger manifest or index is not read: those of 100,000 shards, or of 300,000 samples, are smaller."""
+"""A larger index is not read: that of 300,000 samples is smaller."""
+MAX_MANIFEST_BYTES = 2**24
+"""A larger manifest is not read: that of 40,000 shards is smaller. In memory it may take a hundred times as much."""
 
 Parsed = TypeVar("Parsed")
 
@@ -222,6 +224,8 @@ def parse_json(kind: type[Parsed], content: bytes) -> Parsed:
 
 
 def _validated(kind: type[Parsed], content: bytes) -> Parsed:
+    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 16:  # each takes a hundred bytes of memory
+        raise ValueError("more lists and objects than such a file has")
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
@@ -247,7 +251,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return parse_manifest(read_bytes(path, MAX_JSON_BYTES), str(path))
+        return parse_manifest(read_bytes(path, MAX_MANIFEST_BYTES), str(path))
     except FileNotFoundError:
         raise UserError(_why_no_manifest(folder)) from None
     except OSError as error:
