@@ -17,7 +17,7 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 
-# Kill -9, full disks, lost ranks and lost nodes, by the hundred; `make test` has one of each kind.
+# Kill -9, full disks, lost ranks, lost nodes and hostile inputs, by the hundred; `make test` has one of each kind.
 test-faults: $(READY)
 	$(BIN)/pytest $(PARALLEL) -m faults -rs
 

@@ -37,12 +37,12 @@ for panel, command, example in (
     app.command(rich_help_panel=panel, epilog=f"Example: latentfuse {example}", context_settings=HELP)(command)
 app.add_typer(weights_app, name="weights", rich_help_panel=MACHINE)
 app.add_typer(bench_app, name="bench", rich_help_panel=MACHINE)
-for group, command, example in (
+for group, measure, example in (
     (weights_app, training.fetch, "weights fetch --arch vgg19"),
     (bench_app, bench.step, "bench step --config configs/demo.yaml"),
     (bench_app, bench.loader, "bench loader shards/train"),
 ):
-    group.command(epilog=f"Example: latentfuse {example}", context_settings=HELP)(command)
+    group.command(epilog=f"Example: latentfuse {example}", context_settings=HELP)(measure)
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.exit_codes import importing
 from pipeline.cli.options import AsJson, Workers
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, one_line
 
 INDEXING = {"source", "workers", "max_rejected", "index_only", "as_json"}
 """What `shard --index-only` heeds."""
@@ -102,7 +102,7 @@ def verify(
     reports = {str(folder): check(folder, workers=workers) for folder in shards}
     for folder, (manifest, problems) in reports.items():
         for problem in problems:
-            print(f"{folder}: {problem}", file=sys.stderr)
+            print(one_line(f"{folder}: {problem}"), file=sys.stderr)
         if not as_json:
             print(f"{folder}: {manifest.samples} images, {'damaged' if problems else 'intact'}")
     if as_json:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import typer
 
 from pipeline.common import signals
-from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
+from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError, one_line
 
 
 def run_app(app: typer.Typer) -> None:
@@ -78,5 +78,5 @@ def _tell(message: str, code: int = 2, *, with_rank: bool = True) -> int:
     rank = os.environ.get("RANK", "0")
     where = f"rank {rank}: " if with_rank and rank.isdecimal() and rank != "0" else ""
     with suppress(OSError):  # the terminal may be gone
-        print(f"latentfuse: {where}{message}", file=sys.stderr, flush=True)
+        print(f"latentfuse: {where}{one_line(message)}", file=sys.stderr, flush=True)
     return code

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.exit_codes import importing
 from pipeline.cli.options import AsJson, Device, open_bundle
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, one_line
 
 
 def export(
@@ -118,9 +118,6 @@ def fuse(
     where = None
     if region is not None:
         where = fusing.named_region(opened, region, a, landmarks, feather)
-        if where.assumed:
-            place = f"--region {region} is where CelebA's alignment has it; --landmarks FILE places it"
-            print(f"fuse: {a} has no landmarks: {place}", file=sys.stderr)
     elif mask is not None:
         where = fusing.masked_region(opened, mask, a, feather)
     if strip is not None:
@@ -133,6 +130,9 @@ def fuse(
         default = "0" if where else "0.5"  # all of B inside of a region
         picture = fusing.single(opened, *images, fusing.parse_lambda(default if lambda_ is None else lambda_), where)
     fusing.save(picture, out)
+    if where is not None and where.assumed:
+        place = f"--region {region} is where CelebA's alignment has it; --landmarks FILE places it"
+        print(one_line(f"fuse: {a} has no landmarks: {place}"), file=sys.stderr)
     print(out)
 
 

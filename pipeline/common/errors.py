@@ -2,6 +2,9 @@
 
 import signal
 
+MOST_SHOWN = 1500
+"""Characters of a message; of a longer one the middle is left out."""
+
 
 class UserError(Exception):
     """A mistake of the user: one line that names the key or file, the value, and the fix.
@@ -40,3 +43,10 @@ class StoppedElsewhere(Exception):
     def __init__(self, exit_code: int) -> None:
         self.exit_code = exit_code
         super().__init__(f"stopped by another rank with exit code {exit_code}")
+
+
+def one_line(message: str) -> str:
+    """A message as one line of a terminal: what cannot be printed, as the line breaks in a file's name, is escaped."""
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in message)
+    cut = MOST_SHOWN // 2
+    return shown if len(shown) <= MOST_SHOWN else f"{shown[:cut]} ... {shown[-cut:]}"

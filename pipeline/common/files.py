@@ -14,10 +14,13 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import json_text
 from pipeline.common.errors import UserError
 
 TEMPORARY = re.compile(r"\.(.+)-[0-9a-f]{8}\.(?:tmp|old)(\.[^.]+)?", re.DOTALL)
 """Names that `replacing` and `replacing_folder` give while they write; a file's keeps its suffix, a folder has none."""
+MOST_IMAGE = 2**28
+"""Bytes of the largest image file that is read; none that we take needs more."""
 MOST_JSON = 16 * 2**20
 """Bytes of the largest JSON file that `read_json` reads."""
 
@@ -137,31 +140,34 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def read_bytes(path: Path, most: int) -> bytes:
+    """What a file holds. Raises OSError, also if it is none (a named pipe) or has more than `most` bytes."""
+    with open_file(path) as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most:,} bytes", str(path))
+    return content
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        OSError: if it cannot be read, or is no file.
-        ValueError: if it is not JSON, or larger or nested deeper than anything of ours.
+        OSError: if it cannot be read, is no file, or larger than anything of ours.
+        ValueError: as `json_text.parse`, or half a character is in it.
     """
-    with open_file(path) as stream:
-        content = stream.read(MOST_JSON + 1)
-    if len(content) > MOST_JSON:
-        raise ValueError(f"more than {MOST_JSON} bytes")
-    try:
-        value = json.loads(content)
-        json.dumps(value, ensure_ascii=False).encode()  # half a character could not be printed or written again
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    value = json_text.parse(read_bytes(path, MOST_JSON))
+    json.dumps(value, ensure_ascii=False).encode()  # half a character could not be printed or written again
     return value
 
 
 def open_file(path: Path) -> BufferedReader:
     """Open a file to be read. What is none is an OSError: a named pipe would keep its reader waiting for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a file", str(path))
+        raise OSError(errno.EINVAL, os.strerror(errno.EISDIR) if stat.S_ISDIR(mode) else "not a file", str(path))
     return os.fdopen(descriptor, "rb")
 
 

@@ -7,10 +7,13 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.common.errors import UserError
+from pipeline.common.files import read_bytes
 from pipeline.config import overrides
 from pipeline.config.messages import describe
 from pipeline.config.schema import Config
 
+MOST_BYTES = 2**18
+"""A larger file is no configuration."""
 RETIRED: dict[str, tuple[str, ...]] = {
     "data": ("cache", "cache_dir"),
     "fusion": ("separation_pairs",),
@@ -28,17 +31,38 @@ def load(path: Path | None, settings: list[str] | None = None) -> Config:
     values: Any = {}
     if path is not None:
         try:
-            values = overrides.parse(path.read_text(encoding="utf-8"))
+            values = overrides.parse(read_bytes(path, MOST_BYTES).decode())
             values = {} if values is None else values  # an empty file
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
-            raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        except ValueError as error:  # also: not UTF-8
+            raise UserError(f"{path}: not valid YAML: {error}") from None
         if not isinstance(values, dict):
             raise UserError(f"{path}: must hold sections and keys, not a {type(values).__name__}")
+    resolved = values
     for setting in settings or []:
-        overrides.apply(values, setting)
-    return validate(values, str(path) if path else "configuration")
+        resolved = dict(resolved)
+        overrides.apply(resolved, setting)
+    try:
+        return Config.model_validate(resolved)
+    except ValidationError as error:
+        origin = _origin(error, values, settings or []) or (str(path) if path else "configuration")
+        raise _refusal(error, origin) from None
+
+
+def _origin(error: ValidationError, values: dict[str, Any], settings: list[str]) -> str | None:
+    """The `--set` that is to blame: of the key that is wrong, or all where the file alone would do; None: the file."""
+    wrong = describe(error.errors()[0], Config).partition(":")[0].split(".")
+    for setting in reversed(settings):
+        keys = overrides.keys_of(setting)
+        shared = min(len(keys), len(wrong))
+        if keys[:shared] == wrong[:shared]:
+            return f"--set {setting:.200}"
+    try:
+        Config.model_validate(values)
+    except ValidationError:
+        return None
+    return " ".join(f"--set {setting:.200}" for setting in settings) or None
 
 
 def validate(values: dict[str, Any], origin: str) -> Config:
@@ -50,9 +74,13 @@ def validate(values: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        first, *rest = error.errors()
-        more = f" (and {len(rest)} more)" if rest else ""
-        raise UserError(f"{origin}: {describe(first, Config)}{more}") from None
+        raise _refusal(error, origin) from None
+
+
+def _refusal(error: ValidationError, origin: str) -> UserError:
+    first, *rest = error.errors()
+    more = f" (and {len(rest)} more)" if rest else ""
+    return UserError(f"{origin}: {describe(first, Config)}{more}")
 
 
 def validate_stored(values: Any, origin: str) -> Config:

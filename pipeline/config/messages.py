@@ -19,4 +19,4 @@ def describe(error: Any, root: type[BaseModel]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{location}.{message}" if location else message
-    return f"{location}: {message}, not {error['input']!r}"
+    return f"{location}: {message}, not {error['input']!r:.200}"

@@ -15,9 +15,23 @@ LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The layers of the perceptual network whose features are compared, docs/method.md, eq. 4 and 5."""
 STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 10**12
+"""No whole number of a configuration is larger."""
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):  # pydantic would take true for 1
+        raise PydanticCustomError("number", "a number is wanted")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise PydanticCustomError("number", "no number is as large")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Weight = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Whole, Field(ge=1)]
 Norm = Literal["batch", "layer", "none"]
 Blocks = Literal["plain", "residual"]
 Arch = Literal["vgg19", "vgg16"]
@@ -48,7 +62,7 @@ class DataConfig(Section):
     split: Annotated[str, BeforeValidator(_number_as_text)] = "paper"
     """How `run` splits `source`: `paper` (the last 2,599 images are the test split), `official` (CelebA's partition
     file), or the fraction that becomes the test split."""
-    max_rejected: Annotated[int, Field(ge=0)] = 0
+    max_rejected: Annotated[Whole, Field(ge=0)] = 0
     """Unreadable images that `run` may leave out of the shards before it stops."""
     shards: Folder | None = None
     """Folder with `train/` and `test/`; null: `shards` inside `run_dir`."""
@@ -58,9 +72,9 @@ class DataConfig(Section):
     """Side in pixels of the centre crop before resizing; null: the largest square (178 for CelebA)."""
     horizontal_flip: bool = True
     """Mirror every training image with probability 1/2."""
-    workers: Annotated[int, Field(ge=0)] = 4
+    workers: Annotated[Whole, Field(ge=0, le=1024)] = 4
     """Loader processes per rank; 0 decodes in the training process."""
-    max_bad_samples: Annotated[int, Field(ge=0)] = 0
+    max_bad_samples: Annotated[Whole, Field(ge=0)] = 0
     """Unreadable images each rank may replace with the next one before stopping."""
     stream: str | None = None
     """Train from tars that are read in sequence, for data larger than a disk: `pipe:`, `s3://` or `http://` URLs, with
@@ -76,7 +90,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    base_channels: Annotated[int, Field(ge=1, le=1024)] = 64
+    base_channels: Annotated[Whole, Field(ge=1, le=1024)] = 64
     """Channels of the first block; the latent has 16 times as many."""
     kernel_size: Literal[4, 5] = 4
     """Kernel of every convolution."""
@@ -94,7 +108,7 @@ class ModelConfig(Section):
     discriminator_norm: Norm = "layer"
     """Normalisation in the discriminator: `batch` as in the paper; with `layer`, GroupNorm(1, C), the gradient penalty
     of an image depends on that image alone."""
-    discriminator_output_gain: Annotated[float, Field(gt=0)] = 0.05
+    discriminator_output_gain: Annotated[Number, Field(gt=0)] = 0.05
     """Factor on the initial weights of the discriminator's last layer: 1 as in the paper; 0.05 keeps the first gradient
     penalty small, so that it goes on learning."""
 
@@ -127,7 +141,7 @@ class PerceptualConfig(Section):
 class PenaltyConfig(Section):
     k: Weight = 2.0
     """Factor of the gradient penalty."""
-    p: Annotated[float, Field(ge=2)] = 6.0
+    p: Annotated[Number, Field(ge=2)] = 6.0
     """Power of the gradient's norm; under 2 its second derivative would be infinite at 0."""
     points: Literal["interpolate", "endpoints"] = "interpolate"
     """Where the discriminator's gradient is penalised: between a real and a fused image, or at both."""
@@ -197,15 +211,15 @@ class LossWeights(Section):
 class OptimizerConfig(Section):
     """Adam, in both stages. With a small beta2 the discriminator goes on learning after its first, large penalties."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    learning_rate: Annotated[Number, Field(gt=0)] = 2e-4
     """Of the fusion training, and of pre-training where that has none of its own."""
-    pretrain_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    pretrain_learning_rate: Annotated[Number, Field(gt=0)] | None = None
     """Of pre-training; null: `learning_rate`."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate within each stage: `cosine` lets it fall to 0 at the last step."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.5
     """Decay of Adam's mean of gradients."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """Decay of Adam's mean of squared gradients."""
     fused: bool = True
     """Use torch's fused Adam: the same numbers up to rounding, several times as fast."""
@@ -235,15 +249,15 @@ class TrainingConfig(Section):
     """Optimizer steps of pre-training."""
     fusion_steps: Positive = 100_000
     """Optimizer steps of the fusion training."""
-    global_batch_size: Annotated[int, Field(ge=2)] = 128
+    global_batch_size: Annotated[Whole, Field(ge=2, le=2**20)] = 128
     """Images per optimizer step over all ranks: ranks x accumulation x micro_batch_size."""
-    micro_batch_size: Annotated[int, Field(ge=2)] = 16
+    micro_batch_size: Annotated[Whole, Field(ge=2, le=2**20)] = 16
     """Images per forward pass; pairs and BatchNorm statistics are formed inside it, so results depend on it."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_yaml_no)] = None
     """null: what `accelerate launch` says, else none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto`: on GPUs where there are any."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)] = 0.999
     """Exponential moving average of E and G, which is what gets exported; 0 switches it off."""
     max_skipped_steps: Positive = 20
     """Optimizer steps in a row that may be skipped for a non-finite gradient before the run stops."""
@@ -266,33 +280,33 @@ class TrackingConfig(Section):
     """Steps from one checkpoint to the next."""
     asynchronous_saves: bool = True
     """Write checkpoints while training goes on; a step waits only until the weights are copied to host memory."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 3
+    keep_checkpoints: Annotated[Whole, Field(ge=2)] = 3
     """Checkpoints of a stage that are kept, the newest."""
 
 
 class EvaluationConfig(Section):
     """Pairs are of test images; where there are fewer, all are taken. See docs/evaluation.md."""
 
-    faces: Annotated[int, Field(ge=2)] | None = None
+    faces: Annotated[Whole, Field(ge=2)] | None = None
     """Test images that are measured; null: all."""
     pairs: Positive = 128
     """Pairs behind the effect matrix, exactness, regions and paths measured in pixels."""
-    corner_pairs: Annotated[int, Field(ge=0)] = 12
+    corner_pairs: Annotated[Whole, Field(ge=0)] = 12
     """Pairs behind Shapley values and perceptual paths, which take 94 images each; 0 leaves both out."""
     half_way_pairs: Positive = 1000
     """Pairs fused at lambda = 0.25, 0.5 and 0.75: realism, detectability and pose."""
     train_images: Positive = 1000
     """Training images that realism compares with."""
-    classifier_faces: Annotated[int, Field(ge=4)] = 1680
+    classifier_faces: Annotated[Whole, Field(ge=4)] = 1680
     """Training images that detectability's classifiers learn from."""
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    batch_size: Annotated[Whole, Field(ge=2)] = 32
     """Images that are measured at a time."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     """Of the pairs and of the bootstrap: bundles are compared on the same ones."""
 
 
 class Config(Section):
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     """Of the initial weights, the order of the images and every random draw of training."""
     run_dir: Folder = Path("runs/default")
     """Everything a run writes goes here: checkpoints, TensorBoard events, bundle, evaluation."""

@@ -16,12 +16,15 @@ from PIL.Image import Transpose
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 
 MIN_SIDE = 16
 """Pictures with a side of fewer pixels are refused: there is no face in them."""
 MAX_PIXELS = 2**26
 """Pictures of more are refused before they are decoded: 8,192 x 8,192, above what cameras make, take 200 MB as RGB."""
+MAX_SCANNED = 2**30
+"""Pixels times scans of a progressive JPEG: a camera's has ten scans, a made one thousands, each a pass over all."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 """What Pillow may use to read a file: others of its readers start programs (Ghostscript for EPS) or know no limits."""
 
@@ -37,6 +40,7 @@ _TURNS = {
 }
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS refuses these pictures
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd EXIF blocks and palettes: what matters is an error
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ def open_picture(data: bytes, name: object) -> Image.Image:
     except Exception as error:  # Pillow raises all kinds of errors on damaged input
         raise _unreadable(name, error) from None
     _check(picture, name)
+    scans = data.count(b"\xff\xda")
+    if picture.format in ("JPEG", "MPO") and picture.width * picture.height * scans > MAX_SCANNED:
+        raise UserError(f"{name}: {picture.width} x {picture.height} pixels in {scans:,} scans; save it anew")
     return picture
 
 
@@ -97,7 +104,7 @@ def decode(data: bytes, name: object) -> Tensor:
 def read(path: Path) -> Tensor:
     """As `decode`, of a file, and by Pillow alone: without loading torchvision."""
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path, files.MOST_IMAGE)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     return from_pillow(open_picture(data, path), path)

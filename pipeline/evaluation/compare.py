@@ -1,13 +1,13 @@
 """Two evaluations of the same faces, image by image: differences with paired bootstrap intervals."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.evaluation.output import PER_IMAGE, read_rows
 from pipeline.evaluation.sections import OF_FACES, STATISTICS
@@ -27,10 +27,13 @@ ALIKE = {
     "seed": "seeds",
 }
 """What must agree, and what it is called."""
+KINDS = {"seed": int, "per_image": str, "realism": dict, "factors": dict}
+"""What is computed with, and what it must be."""
 REALISM = ("net", "features", "count", "train_count")
 """What must agree between two `realism` sections."""
 
 
+@np.errstate(all="ignore")  # what is not finite is shown as not known
 def compare(a: Path, b: Path) -> list[dict[str, Any]]:
     """Every number of both evaluations.
 
@@ -76,22 +79,41 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Rows]]:
     if path.is_dir():
         raise UserError(f"{path}: a folder; name the metrics.json in it")
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in (*ALIKE, "per_image") if key not in result]
+        result = files.read_json(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError):
-        raise UserError(f"{path}: not the JSON of an evaluation") from None
-    if missing:
-        raise UserError(f"{path}: not an evaluation of this version ({missing[0]} is missing); evaluate again")
-    beside = path.with_name(PER_IMAGE)
+    except ValueError as error:
+        raise UserError(f"{path}: not the JSON of an evaluation: {error}") from None
+    for key, kind in (dict.fromkeys(ALIKE, object) | KINDS).items():
+        if not isinstance(result, dict) or key not in result:
+            raise UserError(f"{path}: not an evaluation of this version ({key} is missing); evaluate again")
+        if not isinstance(result[key], kind) or (key == "seed" and not 0 <= result[key] < 2**32):
+            raise UserError(f"{path}: damaged: {key}: {result[key]!r:.60}; evaluate again")
+    return result, _read_rows(path.with_name(PER_IMAGE), path, result["per_image"])
+
+
+def _read_rows(beside: Path, path: Path, digest: str) -> dict[str, Rows]:
     try:
-        content = beside.read_bytes()
+        content = files.read_bytes(beside, files.MOST_JSON)
     except OSError as error:
         raise UserError(f"{beside}: {error.strerror}; it is written beside {path.name} and stays with it") from None
-    if hashlib.sha256(content).hexdigest() != result["per_image"]:
+    if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{beside}: does not belong to {path}; evaluate again")
-    return result, read_rows(content.decode())
+    try:
+        rows = read_rows(content)
+        for section, each in rows.items():
+            _check_columns(section, each)
+    except ValueError as error:
+        raise UserError(f"{beside}: not the rows of an evaluation: {error}") from None
+    return rows
+
+
+def _check_columns(section: str, rows: Rows) -> None:
+    """Raises ValueError unless the section's statistic can be computed of these columns."""
+    try:
+        value({name: values[:1] for name, values in rows.items()}, STATISTICS[section])
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ValueError(f"{section}: not the columns that are measured") from None
 
 
 def _check_alike(a: Path, b: Path, section: str, some: Rows, others: Rows) -> None:

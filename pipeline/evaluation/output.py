@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from pipeline.common import files
+from pipeline.common import files, json_text
 from pipeline.common.errors import UserError
 from pipeline.inference.weights import is_bundle
 from pipeline.measures.effects import Rows
@@ -32,6 +32,8 @@ NAME = "evaluation"
 TRIAL = 4 * 2**20
 """Bytes that there must be room for before anything is measured; an evaluation takes up to some megabytes."""
 DIGITS = 6
+MOST_ROWS, MOST_COLUMNS = 50_000, 2**14
+"""Of a section that is read: its resamplings fit a gigabyte."""
 
 
 @contextmanager
@@ -129,13 +131,25 @@ def rows_as_json(rows: Mapping[str, Rows]) -> str:
     return json.dumps(listed, sort_keys=True, allow_nan=False, separators=(",", ":")) + "\n"
 
 
-def read_rows(text: str) -> dict[str, Rows]:
-    """Inverse of `rows_as_json`. Raises ValueError, AttributeError or TypeError for anything else."""
-    sections = json.loads(text)
-    return {
-        section: {name: np.array(values, dtype=np.float64) for name, values in each.items()}
-        for section, each in sections.items()
-    }
+def read_rows(text: str | bytes) -> dict[str, Rows]:
+    """Inverse of `rows_as_json`. Raises ValueError for anything else, or for more than is ever measured."""
+    sections = json_text.parse(text)
+    if not isinstance(sections, dict) or not all(isinstance(each, dict) and each for each in sections.values()):
+        raise ValueError("sections with named columns are wanted")
+    return {section: _section(section, each) for section, each in sections.items()}
+
+
+def _section(section: str, columns: dict[str, Any]) -> Rows:
+    try:
+        rows = {name: np.array(values, dtype=np.float64) for name, values in columns.items()}
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{section}: numbers are wanted, as many in each row") from None
+    count = min(each.shape[0] if each.ndim else 0 for each in rows.values())
+    if not 0 < count <= MOST_ROWS or any(len(each) != count or not np.isfinite(each).all() for each in rows.values()):
+        raise ValueError(f"{section}: columns of as many rows are wanted, from 1 to {MOST_ROWS:,}, without a gap")
+    if sum(each.size for each in rows.values()) > MOST_COLUMNS * count:
+        raise ValueError(f"{section}: more than {MOST_COLUMNS:,} numbers in a row")
+    return rows
 
 
 def show(folder: Path, result: dict[str, Any], figures: Mapping[str, Image]) -> None:

@@ -35,7 +35,9 @@ def resampling(rows: int, seed: int, pairs: bool = False) -> Array:
     """
     length = round(rows ** (1 / 3)) if pairs else 1
     starts = np.random.default_rng(seed).multinomial(-(-rows // length), np.full(rows, 1 / rows), size=DRAWS)
-    counts = np.sum([np.roll(starts, shift, axis=1) for shift in range(length)], axis=0)
+    counts = starts.copy()
+    for shift in range(1, length):
+        counts += np.roll(starts, shift, axis=1)
     weights: Array = counts / counts.sum(axis=1, keepdims=True)
     return weights
 

@@ -153,7 +153,7 @@ class Bundle:
             )
         outside = values[~((values >= 0) & (values <= 1))]
         if len(outside):
-            raise UserError(f"lambda: {outside[0].item():g} is outside [0, 1]")
+            raise UserError(f"lambda: {outside[0].item():.8g} is outside [0, 1]")
         return values.to(self.device)
 
     def _checked_mask(self, mask: Tensor, count: int) -> Tensor:

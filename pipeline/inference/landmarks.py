@@ -5,16 +5,18 @@ in pixels of the photograph as displayed. All functions return them in pixels of
 """
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.data.images import Crop
 from pipeline.models import regions
 from pipeline.models.regions import Landmarks
 
+LARGEST = 2**20
+"""Pixels: no picture's side is longer, and no point further away from its corner."""
 Points = dict[str, tuple[float, float]]
 
 
@@ -31,7 +33,7 @@ def of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -
     landmarks, width, height = (metadata.get(key, 0) for key in ("landmarks", "width", "height"))
     if not all(_is_number(side) and side > 0 for side in (width, height)):
         return usual(size, size, size)
-    if not isinstance(landmarks, dict) or not all(_is_point(landmarks.get(name)) for name in regions.POINTS):
+    if not isinstance(landmarks, dict) or _wrong(landmarks):
         return usual(width, height, size, crop)
     return fitted(landmarks, width, height, size, crop)
 
@@ -58,19 +60,19 @@ def of_photograph(
     if given is None and not beside.exists():
         return None
     try:
-        metadata = json.loads(path.read_bytes())
+        metadata = files.read_json(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path}: not JSON; landmarks are kept as in the shards' .json files") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON of landmarks, as the shards' .json files are: {error}") from None
     metadata = metadata if isinstance(metadata, dict) else {}
     if given is None and not metadata.get("landmarks"):
         return None
     landmarks = _checked(path, metadata.get("landmarks"))
-    measured = (metadata.get("width", width), metadata.get("height", height))
+    measured = tuple(metadata.get(key, side) for key, side in (("width", width), ("height", height)))
     if measured != (width, height):
         raise UserError(
-            f"{path}: its landmarks are of a picture of {measured[0]} x {measured[1]}, "
+            f"{path}: its landmarks are of a picture of {measured[0]!r:.40} x {measured[1]!r:.40}, "
             f"but {photograph} is {width} x {height}"
         )
     return fitted(landmarks, width, height, size, crop)
@@ -79,11 +81,20 @@ def of_photograph(
 def _checked(path: Path, landmarks: Any) -> Landmarks:
     if not isinstance(landmarks, dict):
         raise UserError(f"{path}: landmarks: {', '.join(regions.POINTS)} are needed, each as [x, y]")
+    if wrong := _wrong(landmarks):
+        raise UserError(f"{path}: landmarks.{wrong}")
+    return landmarks
+
+
+def _wrong(landmarks: dict[str, Any]) -> str | None:
+    """What is wrong with them first."""
     for name in regions.POINTS:
         point = landmarks.get(name)
         if not _is_point(point):
-            raise UserError(f"{path}: landmarks.{name}: [x, y] in pixels is needed, not {json.dumps(point)[:60]}")
-    return landmarks
+            return f"{name}: [x, y] in pixels is needed, up to {LARGEST:,}, not {json.dumps(point)[:60]}"
+    if landmarks["lefteye"] == landmarks["righteye"]:
+        return "righteye: is the left eye's point, too"
+    return None
 
 
 def _is_point(value: object) -> bool:
@@ -91,4 +102,4 @@ def _is_point(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -139,9 +139,12 @@ NOT_JSON = {
     "empty": (b"", "Expecting"),
     "not text": (b"\xff\xfe\xff", "decode"),
     "half a character": (b'["\\ud800"]', "surrogates not allowed"),
-    "deep": (b"[" * 100_000, "nested too deeply"),
-    "large": (b" " * (files.MOST_JSON + 1), "more than 16777216 bytes"),
-    "digits": (b"9" * 5000, "limit"),
+    "deep": (b"[" * 100_000, "nested deeper than 32"),
+    "deeper than ours": (b"[" * 40 + b"]" * 40, "nested deeper than 32"),
+    "digits": (b"9" * 400, "a number of 400 digits"),
+    "no end": (b"[1e999]", "1e999 is not a finite number"),
+    "no number": (b"[NaN]", "NaN is not a finite number"),
+    "a name twice": (b'{"a": 1, "a": 2}', "'a' is there twice"),
 }
 
 
@@ -153,10 +156,17 @@ def test_json_that_is_none_is_a_value_error(tmp_path: Path, kind: str) -> None:
         files.read_json(tmp_path / "a.json")
 
 
+def test_json_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("wb") as stream:
+        stream.truncate(files.MOST_JSON + 1)
+    with pytest.raises(OSError, match="more than 16,777,216 bytes"):
+        files.read_json(tmp_path / "a.json")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
 def test_only_files_are_read(tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     os.mkfifo(path) if kind == "pipe" else path.mkdir()
     for read in (files.read_json, files.sha256, files.open_file):
-        with pytest.raises(OSError, match=f"not a file: .*{kind}"):
+        with pytest.raises(OSError, match=f"(not a file|Is a directory): .*{kind}"):
             read(path)

@@ -157,7 +157,7 @@ def test_overrides_that_are_not_yaml(override: str) -> None:
     ],
 )  # fmt: skip
 def test_refusals(override: str, message: str) -> None:
-    assert refusal(override).startswith(f"configuration: {message}")
+    assert refusal(override).startswith(f"--set {override}: {message}")
 
 
 def test_suggested_micro_batches_are_accepted() -> None:
@@ -167,6 +167,23 @@ def test_suggested_micro_batches_are_accepted() -> None:
         assert suggested
         for value in suggested:
             loaded(f"training.global_batch_size={size}", f"training.micro_batch_size={value}")
+
+
+def test_who_is_to_blame(tmp_path: Path) -> None:
+    """The override where it is wrong or makes the file wrong; else the file."""
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("training: {micro_batch_size: 16}\n")
+    bad.write_text("seed: -1\n")
+    for path, settings, blamed in (
+        (good, ["data.workers=2", "seed=true"], "--set seed=true: seed: a number is wanted, not True"),
+        (good, ["training={micro_batch_size: -1}"], "--set training={micro_batch_size: -1}: training.micro_batch_size"),
+        (good, ["data.workers=2", "training.global_batch_size=20"], "--set data.workers=2 --set training.global_batch"),
+        (bad, ["data.workers=2"], f"{bad}: seed: "),
+        (bad, [], f"{bad}: seed: "),
+    ):
+        with pytest.raises(UserError) as caught:
+            configuration.load(path, settings)
+        assert str(caught.value).startswith(blamed), caught.value
 
 
 def test_further_mistakes_are_counted() -> None:
@@ -183,14 +200,14 @@ def test_maps() -> None:
     assert "must have 1 rows" in refusal(reading, "model.elements=1", "fusion.map=[[1, 1, 1, 1]]")
     assert "every column must add up to 1" in refusal(reading, "model.elements=1", "fusion.map=[[1, 1, 0.9, 1, 1]]")
     assert refusal(reading, "model.elements=1", "fusion.map=[[1, 1, 2, 1, 1]]").startswith(
-        "configuration: fusion.map.0.2:"
+        "--set fusion.map=[[1, 1, 2, 1, 1]]: fusion.map.0.2:"
     )
 
 
 def test_elements_fit_the_latent() -> None:
     shared = ("fusion.reading=shared", "model.base_channels=1")
     assert loaded(*shared, "model.elements=16").model.elements == 16
-    assert refusal(*shared, "model.elements=17").startswith("configuration: model.elements: 17 is more than")
+    assert refusal(*shared, "model.elements=17").startswith("--set model.elements=17: model.elements: 17 is more than")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def changed(evaluated: Path, folder: Path, key: str | None = None, shift: float 
     rows = read_rows((copy / PER_IMAGE).read_text())
     rows["reconstruction"]["L1"] += shift
     (copy / PER_IMAGE).write_text(rows_as_json(rows))
-    result = json.loads((copy / "metrics.json").read_text()) | ({key: "other"} if key else {})
+    result = json.loads((copy / "metrics.json").read_text()) | ({key: 1 if key == "seed" else "other"} if key else {})
     (copy / "metrics.json").write_text(json.dumps(result | {"per_image": sha256(copy / PER_IMAGE)}))
     return copy / "metrics.json"
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, one_line
 from pipeline.config.schema import DataConfig
 from pipeline.data import images
 from pipeline.data.loading.order import Order
@@ -186,4 +186,4 @@ def tolerate(problems: tuple[str, ...], left_out: set[str], limit: int) -> None:
         left_out.add(problem)
         if len(left_out) > limit:
             raise UserError(f"{problem}; more than data.max_bad_samples={limit} cannot be read: run `verify`")
-        print(f"left out ({len(left_out)} of {limit} allowed): {problem}", file=sys.stderr, flush=True)
+        print(one_line(f"left out ({len(left_out)} of {limit} allowed): {problem}"), file=sys.stderr, flush=True)

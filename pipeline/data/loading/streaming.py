@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import chain, cycle, islice, repeat
-from typing import Any, Self
+from typing import Any
 
 import torch
 import webdataset
@@ -26,7 +26,7 @@ from pipeline.data.loading.loader import Loaded, MicroBatch, collate, or_raise, 
 from pipeline.data.loading.order import Order
 from pipeline.data.loading.workers import check_shared_memory, loaded
 from pipeline.data.remote import blocks
-from pipeline.data.shards.tar import BLOCK
+from pipeline.data.shards.tar import BLOCK, BoundedHeader, check_size
 
 SHUFFLE_BUFFER = 1000
 """Encoded images that each worker keeps to draw from: what mixes the images of a shard with those of others."""
@@ -34,8 +34,6 @@ PREFETCH = 4
 """Micro-batches that each worker has ready or in work."""
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_URLS = 10**6
-MAX_MEMBER_BYTES = 2**28
-"""A tar with a larger member, or header that claims one, is refused unread."""
 
 Sample = tuple[str, bytes]
 """URL and key, for messages; and the encoded image."""
@@ -157,28 +155,13 @@ class _Tar:
         return False
 
 
-class _Header(tarfile.TarInfo):
-    """Refuses a size before so much is read, also that of a header which only extends the next one."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(buf, encoding, errors)
-        _check_size(member)
-        return member
-
-
-def _check_size(member: tarfile.TarInfo) -> None:
-    if not 0 <= member.size <= MAX_MEMBER_BYTES:
-        raise tarfile.ReadError(f"{member.name!r:.100} of {member.size:,} bytes, {MAX_MEMBER_BYTES:,} are allowed")
-
-
 def _members(source: _Tar, url: str) -> Iterator[dict[str, Any]]:
     """Name and content of each file, as WebDataset's `group_by_keys` wants them."""
-    with tarfile.open(fileobj=source, mode="r|*", tarinfo=_Header) as tar:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=source, mode="r|*", tarinfo=BoundedHeader) as tar:  # type: ignore[call-overload]
         for member in tar:
             tar.members.clear()  # it would keep them all
             # A name of the form __x__ is WebDataset's own.
-            _check_size(member)  # an extended header may have changed it
+            check_size(member)  # an extended header may have changed it
             if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name):
                 content = tar.extractfile(member)
                 assert content is not None, "a regular file"

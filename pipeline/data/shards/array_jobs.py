@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.common.errors import UserError
-from pipeline.common.files import fsync, os_errors_named, write_json
-from pipeline.data.shards.format import PLAN, SCHEMA, parse_json, read_json
+from pipeline.common.files import fsync, os_errors_named, read_bytes, write_json
+from pipeline.data.shards.format import MAX_JSON_BYTES, PLAN, SCHEMA, parse_json
 from pipeline.data.shards.packing import Options, Task
 from pipeline.data.source.photographs import Source
 
@@ -92,7 +92,7 @@ def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) 
             raise UserError(f"{out / foreign[0]}: holds tars that `shard` did not plan; choose another folder")
         _write_unless_there(path, json.dumps(plan, indent=2, sort_keys=True) + "\n")
     try:
-        before = parse_json(dict[str, Any], read_json(path))
+        before = parse_json(dict[str, Any], read_bytes(path, MAX_JSON_BYTES))
         then = dict(before["options"])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; choose another folder, or delete {out}") from None
@@ -157,7 +157,7 @@ def forget_parts(out: Path) -> None:
 
 def _noted_parts(out: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        parts = parse_json(dict[str, Any], read_json(out / PARTS))["parts"]
+        parts = parse_json(dict[str, Any], read_bytes(out / PARTS, MAX_JSON_BYTES))["parts"]
         return parts if isinstance(parts, int) and parts > 0 else None
     return None
 

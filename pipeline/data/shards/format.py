@@ -6,24 +6,26 @@ FOLDER/manifest.json             written last: a folder without it is not finish
 """
 
 import hashlib
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, FailFast, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from pipeline.common import json_text
 from pipeline.common.errors import UserError
-from pipeline.common.files import sha256
+from pipeline.common.files import read_bytes, sha256
 from pipeline.data.shards.tar import BLOCK
 
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
-MAX_JSON_BYTES = 2**28
-"""A larger manifest or index is not read: those of a million shards, or of a million samples, are smaller."""
+MAX_JSON_BYTES = 2**25
+"""A larger index is not read: that of 300,000 samples is smaller."""
+MAX_MANIFEST_BYTES = 2**24
+"""A larger manifest is not read: that of 40,000 shards is smaller. In memory it may take a hundred times as much."""
 
 Parsed = TypeVar("Parsed")
 
@@ -77,8 +79,8 @@ class Manifest:
     split: str | None
     fingerprint: str | None
     options: dict[str, str | int | float | bool | None]
-    shards: tuple[ShardEntry, ...]
-    rejected: tuple[Rejected, ...]
+    shards: Annotated[tuple[ShardEntry, ...], FailFast()]
+    rejected: Annotated[tuple[Rejected, ...], FailFast()]
 
     @property
     def samples(self) -> int:
@@ -116,6 +118,15 @@ class Manifest:
         if len({shard.file for shard in self.shards}) < len(self.shards):
             raise ValueError("a shard is listed twice")
         return self
+
+
+@dataclass(frozen=True)
+class _Derived:
+    """What a manifest says beside its own fields."""
+
+    schema: int | float | str | bool | None = None
+    samples: int | str | None = None
+    content_hash: str | None = None
 
 
 class Member(NamedTuple):
@@ -167,17 +178,17 @@ class Index:
     samples: Size
     bytes: Size
     sha256: Sha256
-    rejected: tuple[Rejected, ...]
-    keys: list[Key]
-    extensions: list[Extension]
-    offset: list[Size]
-    length: list[Length]
-    crc32: list[Crc32]
-    meta_offset: list[Annotated[int, Field(ge=-1, le=2**50)]]
-    meta_length: list[Length]
-    meta_crc32: list[Crc32]
-    width: list[Side]
-    height: list[Side]
+    rejected: Annotated[tuple[Rejected, ...], FailFast()]
+    keys: Annotated[list[Key], FailFast()]
+    extensions: Annotated[list[Extension], FailFast()]
+    offset: Annotated[list[Size], FailFast()]
+    length: Annotated[list[Length], FailFast()]
+    crc32: Annotated[list[Crc32], FailFast()]
+    meta_offset: Annotated[list[Annotated[int, Field(ge=-1, le=2**50)]], FailFast()]
+    meta_length: Annotated[list[Length], FailFast()]
+    meta_crc32: Annotated[list[Crc32], FailFast()]
+    width: Annotated[list[Side], FailFast()]
+    height: Annotated[list[Side], FailFast()]
 
     def located(self) -> Iterator[Sample]:
         """Every sample, in order."""
@@ -205,18 +216,16 @@ def make_index(name: str, tar: Path, samples: list[Sample], rejected: Iterable[R
     return Index(SCHEMA, name, len(samples), size, sha256(tar), tuple(rejected), keys, extensions, **columns)
 
 
-def read_json(path: Path) -> bytes:
-    """The bytes of a JSON file. Raises OSError, also if it is no file or larger than `MAX_JSON_BYTES`."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(0, "not a file", str(path))
-    if status.st_size > MAX_JSON_BYTES:
-        raise OSError(0, f"larger than {MAX_JSON_BYTES:,} bytes", str(path))
-    return path.read_bytes()
-
-
 def parse_json(kind: type[Parsed], content: bytes) -> Parsed:
     """Read and validate `content`. Raises ValueError, whose one line names the field that is wrong."""
+    parsed = _validated(kind, content)
+    json_text.parse(content)  # pydantic takes the last of two fields of one name
+    return parsed
+
+
+def _validated(kind: type[Parsed], content: bytes) -> Parsed:
+    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 16:  # each takes a hundred bytes of memory
+        raise ValueError("more lists and objects than such a file has")
     try:
         return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
@@ -225,9 +234,12 @@ def parse_json(kind: type[Parsed], content: bytes) -> Parsed:
 
 def first_error(error: ValidationError) -> str:
     """What is wrong first, in one line: the field and what was found there."""
-    first = error.errors(include_url=False)[0]
+    first = error.errors(include_url=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     field = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":  # what was found is the whole file
+        return f"{field}: {message}"
+    first = error.errors(include_url=False)[0]
     return f"{field}: {message}, found {first['input']!r:.60}" if field else message
 
 
@@ -239,7 +251,7 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        return parse_manifest(read_json(path), str(path))
+        return parse_manifest(read_bytes(path, MAX_MANIFEST_BYTES), str(path))
     except FileNotFoundError:
         raise UserError(_why_no_manifest(folder)) from None
     except OSError as error:
@@ -249,11 +261,11 @@ def load_manifest(folder: Path) -> Manifest:
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """As `load_manifest`, from the content; `where` it comes from, for messages."""
     try:
-        derived = parse_json(dict[str, Any], content)
-        if derived.get("schema") != SCHEMA:
-            raise ValueError(f"schema {derived.get('schema')!r:.60}, this version reads {SCHEMA}")
+        derived = _validated(_Derived, content)
+        if derived.schema != SCHEMA:
+            raise ValueError(f"schema {derived.schema!r:.60}, this version reads {SCHEMA}")
         manifest = parse_json(Manifest, content)
-        if (manifest.samples, manifest.content_hash) != (derived.get("samples"), derived.get("content_hash")):
+        if (manifest.samples, manifest.content_hash) != (derived.samples, derived.content_hash):
             raise ValueError("its counts or its content hash do not fit its shards")
     except ValueError as error:
         raise UserError(f"{where}: damaged, or not a manifest of shards ({error}); write the shards again") from None
@@ -286,7 +298,7 @@ def read_index(shard: Path, entry: ShardEntry | None = None) -> Index:
     """
     path = index_path(shard)
     try:
-        content = read_json(path)
+        content = read_bytes(path, MAX_JSON_BYTES)
     except OSError as error:
         raise ShardError(f"{path}: the index cannot be read: {error.strerror}; run `shard` again") from None
     if entry is not None and hashlib.sha256(content).hexdigest() != entry.index_sha256:

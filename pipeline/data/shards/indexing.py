@@ -23,6 +23,7 @@ from pipeline.data.shards.format import (
     make_index,
 )
 from pipeline.data.shards.packing import gather, reject_at_most, write_index, write_manifest
+from pipeline.data.shards.tar import BoundedHeader, check_size
 from pipeline.data.source.listing import MAX_FILE_BYTES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -83,8 +84,13 @@ def _samples(path: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Key and members by extension, of neighbours that share a key."""
     samples: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
     try:
-        with tarfile.open(path, "r:", errorlevel=2) as archive:
-            members = [member for member in archive.getmembers() if member.isreg()]
+        with tarfile.open(path, "r:", errorlevel=2, tarinfo=BoundedHeader) as archive:
+            members = []
+            for member in archive:
+                if member.size < 0:  # an extended header may have changed it
+                    check_size(member)
+                if member.isreg():
+                    members.append(member)
             # tarfile takes a cut or damaged header for the end; a whole tar ends in zeros there.
             end = archive.offset
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:

@@ -1,6 +1,5 @@
 """A shards folder opened for random access: every sample that is read is checked."""
 
-import json
 import os
 import resource
 import zlib
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.common import json_text
 from pipeline.data.shards.format import COLUMNS, Manifest, Sample, ShardError, load_manifest, read_index
 from pipeline.data.shards.tar import BLOCK, is_whole_header
 
@@ -80,8 +80,8 @@ class ShardReader:
             return {}
         content = self._checked(i, self._bytes(i, sample.meta_offset, sample.meta_length), sample.meta_crc32)
         try:
-            value = json.loads(content)
-        except (ValueError, RecursionError):
+            value = json_text.parse(content)
+        except ValueError:
             raise ShardError(f"{self.name(i)}: its .json is not JSON") from None
         return value if isinstance(value, dict) else {}
 

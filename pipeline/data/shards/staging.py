@@ -22,6 +22,7 @@ from pipeline.data.remote import NotThere, blocks
 from pipeline.data.shards.format import (
     MANIFEST,
     MAX_JSON_BYTES,
+    MAX_MANIFEST_BYTES,
     Manifest,
     ShardEntry,
     index_path,
@@ -133,7 +134,7 @@ def _splits(source: str, destination: Path) -> list[_Split]:
         inside = _inside(source, place)
         url = _file(inside, MANIFEST)
         try:
-            content = b"".join(_at_most(url, MAX_JSON_BYTES))
+            content = b"".join(_at_most(url, MAX_MANIFEST_BYTES))
         except NotThere as reason:
             missing.append(reason)
             continue

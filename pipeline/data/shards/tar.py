@@ -1,8 +1,29 @@
 """Tars whose bytes depend on their members alone: no time, owner or mode of the machine that writes them."""
 
 import tarfile
+from typing import Self
 
 BLOCK = tarfile.BLOCKSIZE
+MAX_MEMBER_BYTES = 2**28
+"""A tar with a larger member, or header that claims one, is refused unread."""
+
+
+class BoundedHeader(tarfile.TarInfo):
+    """Refuses negative sizes, with which `tarfile` goes round in circles, and long headers that extend the next one."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """As `TarInfo.frombuf`. Raises tarfile.ReadError, as `check_size`; large files are for the reader to refuse."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.size < 0 or not member.isreg():
+            check_size(member)
+        return member
+
+
+def check_size(member: tarfile.TarInfo) -> None:
+    """Raises tarfile.ReadError if a member's size is negative or above `MAX_MEMBER_BYTES`."""
+    if not 0 <= member.size <= MAX_MEMBER_BYTES:
+        raise tarfile.ReadError(f"{member.name!r:.100} of {member.size:,} bytes, {MAX_MEMBER_BYTES:,} are allowed")
 
 
 def header(name: str, size: int) -> bytes:

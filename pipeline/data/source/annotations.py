@@ -4,12 +4,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, one_line
 
 ATTRIBUTES = "list_attr_celeba"
 LANDMARKS = "list_landmarks_align_celeba"
 PARTITION = "list_eval_partition"
 STEMS = (ATTRIBUTES, LANDMARKS, PARTITION)
+MOST_BYTES = 2**26
+"""Of an annotation file; CelebA's largest has a third of it."""
 LARGEST = 10**9
 """No number of an annotation is larger, positive or negative."""
 
@@ -41,7 +43,7 @@ class Table(NamedTuple):
                 found[number] = row
         if not all(found):
             listed = sum(map(bool, found))
-            print(f"{self.where}: lists {listed} of the {len(names)} images", file=sys.stderr, flush=True)
+            print(one_line(f"{self.where}: lists {listed} of the {len(names)} images"), file=sys.stderr, flush=True)
         return found
 
 

@@ -7,14 +7,16 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-MAX_FILE_BYTES = 2**28
-"""Larger files are not read: a zip of a megabyte may claim gigabytes, and no image that we take needs more."""
+MAX_FILE_BYTES = files.MOST_IMAGE
+"""A zip of a megabyte may claim gigabytes; larger files are not read."""
 
 _ROOTED = re.compile(r"\A(\.?/)+")  # of paths like /a.jpg and ./a.jpg
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
@@ -50,7 +52,7 @@ def list_folder(folder: Path) -> list[File]:
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be listed: {error.strerror}") from None
 
-    files = []
+    found = []
     for parent, folders, names in os.walk(folder, onerror=fail):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         relative = os.path.relpath(parent, folder)
@@ -62,8 +64,8 @@ def list_folder(folder: Path) -> list[File]:
                 raise UserError(f"{path}: cannot be read: {error.strerror}; a broken link?") from None
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path}: not a file; move it away")
-            files.append(File(name if relative == "." else f"{relative}/{name}", status.st_size))
-    return files
+            found.append(File(name if relative == "." else f"{relative}/{name}", status.st_size))
+    return found
 
 
 class FileReader:
@@ -91,19 +93,31 @@ class FileReader:
             members = self._opened().infolist()
         except _ZIP_ERRORS as error:
             raise UserError(f"{self.location}: damaged zip: {error}; copy it again") from None
-        files: dict[str, File] = {}
+        found: dict[str, File] = {}
         for member in members:
             path = _ROOTED.sub("", member.filename)
             if member.is_dir() or not wanted(path):
+                self._check_name(member)
                 continue
             if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise UserError(
                     f"{self.location}: {path}: encrypted or of an unknown compression; unpack the zip first"
                 )
-            if path in files:
+            if path in found:
                 raise UserError(f"{self.location}: {path} is in it twice; a damaged list, or a zip to be made anew")
-            files[path] = File(path, member.file_size, member.CRC, member.filename)
-        return [*files.values()]
+            found[path] = File(path, member.file_size, member.CRC, member.filename)
+        return [*found.values()]
+
+    def _check_name(self, member: zipfile.ZipInfo) -> None:
+        """An image whose name in the list is damaged looks like another file: one that would be left out."""
+        try:
+            if "\0" in member.orig_filename:  # where zipfile ends a name
+                raise zipfile.BadZipFile("a NUL in a name")
+            with suppress(NotImplementedError, RuntimeError):  # it cannot be read, and need not be
+                self._opened().open(member).close()
+        except _ZIP_ERRORS as error:
+            reason = f"{member.filename}: {error}"
+            raise UserError(f"{self.location}: damaged zip: {reason}; copy it again") from None
 
     def read(self, file: File) -> bytes:
         """The bytes of one file.
@@ -114,7 +128,7 @@ class FileReader:
         if file.size > MAX_FILE_BYTES:
             raise OSError(f"{file.size:,} bytes, more than {MAX_FILE_BYTES:,}")
         if not self._is_zip:
-            return (self.location / file.path).read_bytes()
+            return files.read_bytes(self.location / file.path, MAX_FILE_BYTES)
         try:
             # It compares the name in front of the file with the list's, and the CRC32 at the end.
             with self._opened().open(file.member) as stream:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.data.source import annotations
 from pipeline.data.source.annotations import Table
@@ -79,14 +80,14 @@ def open_source(path: Path) -> Source:
     """
     reader = FileReader(_locate(path))
     listed = reader.files(lambda name: is_image(name) or _is_annotation(name))
-    files = [file for file in listed if is_image(file.path)]
+    pictures = [file for file in listed if is_image(file.path)]
     inside = {Path(file.path).name: file for file in reversed(listed) if _is_annotation(file.path)}
-    if not files:
+    if not pictures:
         raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
-    parents = {file.path.rpartition("/")[0] for file in files}
+    parents = {file.path.rpartition("/")[0] for file in pictures}
     prefix = os.path.commonpath(parents) if "" not in parents else ""
-    by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in files}
+    by_name = {file.path.removeprefix(prefix).lstrip("/"): file for file in pictures}
     tables, contents = _read_annotations(path, reader, prefix, inside)
     lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
     lines += [f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n" for stem in sorted(contents)]
@@ -131,9 +132,11 @@ def _read_annotations(
         zipped = inside.get(names[0]) or inside.get(names[1])
         try:
             if where is not None:
-                contents[stem] = where.read_bytes()
+                contents[stem] = files.read_bytes(where, annotations.MOST_BYTES)
             elif zipped is not None:
                 where = location / zipped.path
+                if zipped.size > annotations.MOST_BYTES:
+                    raise OSError(f"more than {annotations.MOST_BYTES:,} bytes")
                 contents[stem] = reader.read(zipped)
             else:
                 continue

@@ -24,6 +24,7 @@ from pipeline.data.loading import workers
 from pipeline.data.loading.loader import FaceImages, MicroBatch
 from pipeline.data.loading.order import Order
 from pipeline.data.loading.streaming import StreamedFaces
+from pipeline.data.shards import tar as tar_format
 
 BRACES = "shard-{000000..000003}.tar"
 """The shards of `folder`."""
@@ -237,7 +238,7 @@ def test_a_download_that_fails_is_named(folder: Path, workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_member_is_no_larger_than_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
     """What a header claims is refused before it is read, in an extended header, too."""
-    monkeypatch.setattr(stream, "MAX_MEMBER_BYTES", 10_000)
+    monkeypatch.setattr(tar_format, "MAX_MEMBER_BYTES", 10_000)
     plain = tarfile.TarInfo("0.jpg")
     plain.size = 10_001
     extended = tarfile.TarInfo("0.jpg")
