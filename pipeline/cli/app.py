@@ -3,6 +3,7 @@
 import typer
 
 from pipeline.cli import data, results, training
+from pipeline.cli.align import align
 from pipeline.cli.bench import commands as bench
 from pipeline.cli.exit_codes import run_app
 
@@ -15,6 +16,7 @@ app = typer.Typer(
 )
 for command in (
     *(data.synth, data.shard, data.verify, data.stage),
+    align,
     *(training.pretrain, training.train, training.run),
     *(results.export, results.evaluate, results.compare, results.fuse, results.features),
     training.doctor,

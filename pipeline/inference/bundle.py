@@ -20,6 +20,7 @@ from pipeline.common.errors import UserError
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 from pipeline.data import images
+from pipeline.inference import landmarks
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import FeatureScales, PerceptualNetwork
 
@@ -47,6 +48,10 @@ class Bundle:
         self.scales = scales or FeatureScales()
         self.trained = trained or {}
         """Where the weights come from."""
+        self.frame = landmarks.usual(*landmarks.CELEBA_SIZE, config.data.image_size, config.data.crop)
+        """Where its training images have the landmarks, in pixels of the square picture."""
+        self.reconstruction: float | None = None
+        """L1 between A and A' that few held-out faces exceed; None where it was not measured."""
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +192,21 @@ def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
     config = configuration.validate_stored(values, str(path / "config.json"))
     model, scales = FusionAutoencoder(config.model), FeatureScales()
     _load_weights(path, nn.ModuleDict({"model": model, "scales": scales}))
-    return Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
+    bundle = Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
+    _set_measured(bundle, path / "config.json", info)
+    return bundle
+
+
+def _set_measured(bundle: Bundle, path: Path, info: dict[str, Any]) -> None:
+    """What `export` has measured; bundles that it wrote earlier, or without shards at hand, lack it."""
+    error = info.get("reconstruction")
+    if error is not None and not (isinstance(error, float) and 0 < error <= 2):
+        raise UserError(
+            f"{path}: reconstruction: {str(error)[:60]}: an L1 distance in (0, 2] is needed; export it anew"
+        )
+    data = bundle.config.data
+    bundle.frame = landmarks.checked_frame(path, info.get("frame"), data.image_size, data.crop)
+    bundle.reconstruction = error
 
 
 def _load_weights(path: Path, modules: nn.Module) -> None:

@@ -17,6 +17,7 @@ from pipeline.config.schema import Config
 from pipeline.inference.bundle import FORMAT
 from pipeline.models.perceptual import FeatureScales
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.measured import measured
 
 
 def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") -> None:
@@ -38,6 +39,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
     weights = {f"model.{key}": value for key, value in found.module(trained["weights"]).items()}
     weights |= {f"scales.{key}": value for key, value in scales.items()}
     info = {"format": FORMAT, "latentfuse": pipeline.__version__, "config": config.as_dict(), "trained": trained}
+    info |= measured(config, found.module(trained["weights"]), trained["data_hash"])
     try:
         with files.replacing_folder(path) as temporary:
             save_torch_state_dict(weights, temporary, max_shard_size=max_shard_size, metadata={"format": "pt"})
