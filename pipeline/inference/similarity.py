@@ -47,10 +47,11 @@ def between(landmarks: Landmarks, target: Landmarks) -> Similarity:
         UserError: the points lie on one spot, or too far apart or away to be a face.
     """
     source, aim = (np.array([complex(*each[name]) for name in regions.POINTS]) for each in (landmarks, target))
-    offsets = source - source.mean()
-    spread = float((offsets * offsets.conj()).real.sum())
-    factor = complex((offsets.conj() * (aim - aim.mean())).sum() / spread) if spread > 0 else 0j
-    shift = complex(aim.mean() - factor * source.mean())
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers out of all reason are refused below
+        offsets = source - source.mean()
+        spread = float((offsets * offsets.conj()).real.sum())
+        factor = complex((offsets.conj() * (aim - aim.mean())).sum() / spread) if spread > 0 else 0j
+        shift = complex(aim.mean() - factor * source.mean())
     if not (1e-4 < abs(factor) < 1e4 and abs(shift) < 1e9):
         raise UserError("landmarks: these five points are not those of a face in a photograph")
     return Similarity(factor, shift)
