@@ -38,9 +38,12 @@ def beside(
     # Pillow counts from the picture's corner; the face's middle is (89, 109) there.
     back, start = 1 / factor, 89 + 109j - complex(*middle) / factor
     coefficients = (back.real, -back.imag, start.real, back.imag, back.real, start.imag)
-    move = {"size": wall.size, "method": Transform.AFFINE, "data": coefficients, "resample": Resampling.BICUBIC}
+
+    def placed(picture: Image.Image) -> Image.Image:
+        return picture.transform(wall.size, Transform.AFFINE, coefficients, Resampling.BICUBIC)
+
     result = wall.copy()
-    result.paste(face.transform(**move), mask=Image.new("L", face.size, 255).transform(**move))
+    result.paste(placed(face), mask=placed(Image.new("L", face.size, 255)))
     moved = {
         name: factor * (complex(*point) + 0.5 + 0.5j - 89 - 109j) + complex(*middle) - 0.5 - 0.5j
         for name, point in landmarks(factors).items()

@@ -15,7 +15,7 @@ from running import Trained, latentfuse, picture
 import pipeline
 from pipeline.common.errors import UserError
 from pipeline.data import images
-from pipeline.inference import align, detector, landmarks
+from pipeline.inference import align, detector, landmarks, similarity
 from pipeline.inference.bundle import Bundle
 from pipeline.models import regions
 
@@ -91,7 +91,7 @@ def test_without_looking_for_faces_the_centre_is_taken(bundle: Bundle, own: tupl
     framed = align.framed(bundle, own[0], find=False)
     assert torch.equal(framed.image, bundle.load_image(own[0]))
     assert framed.points is None and framed.photograph.size == SIZE
-    assert framed.move == align.similarity.centre_crop(*SIZE, 32, None)
+    assert framed.move == similarity.centre_crop(*SIZE, 32, None)
 
 
 @needs_extra
