@@ -47,6 +47,14 @@ def test_no_face_is_no_error(size: tuple[int, int]) -> None:
 
 
 @needs_extra
+@pytest.mark.parametrize("number", range(2, 7))
+def test_a_face_on_its_side_is_not_mistaken(number: int) -> None:
+    """The networks see one, and put its eyes somewhere: better none than a wrong one."""
+    picture, truth = photograph(number, 1.2, 90, (300, 240))
+    assert all(distance(found, truth) < 0.3 for found in detector.find_faces(picture))
+
+
+@needs_extra
 def test_finds_a_person() -> None:
     """The public-domain portrait of scikit-image; its landmarks were read off the picture by eye."""
     data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
