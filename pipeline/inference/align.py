@@ -53,7 +53,7 @@ def framed(bundle: Bundle, path: Path, find: bool, given: Path | None = None) ->
         known = landmarks.of_photograph(path, *fit, given)
         faces = [cut.inverse.points(known)] if known else detector.find_faces(photograph)
     if faces:
-        move = similarity.between(faces[0], bundle.frame)
+        move = similarity.between(faces[0], bundle.frame, given or path)
         picture = similarity.warp(photograph, move, (bundle.image_size, bundle.image_size))
         more = f"{path}: {len(faces)} faces; the largest is taken" if len(faces) > 1 else ""
         return Framed(photograph, bundle.load_image(picture), move, move.points(faces[0]), more)

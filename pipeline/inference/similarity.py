@@ -38,10 +38,13 @@ class Similarity(NamedTuple):
         return {name: (point.real, point.imag) for name, point in moved.items()}
 
 
-def between(landmarks: Landmarks, target: Landmarks) -> Similarity:
+def between(landmarks: Landmarks, target: Landmarks, name: object = "landmarks") -> Similarity:
     """The similarity that brings five points to their targets with the least squared distance (Umeyama, 1991).
 
     In the plane and without mirroring, his solution by singular values is this quotient of complex numbers.
+
+    Args:
+        name: where the landmarks come from, for messages.
 
     Raises:
         UserError: the points lie on one spot, or too far apart or away to be a face.
@@ -53,7 +56,7 @@ def between(landmarks: Landmarks, target: Landmarks) -> Similarity:
         factor = complex((offsets.conj() * (aim - aim.mean())).sum() / spread) if spread > 0 else 0j
         shift = complex(aim.mean() - factor * source.mean())
     if not (1e-4 < abs(factor) < 1e4 and abs(shift) < 1e9):
-        raise UserError("landmarks: these five points are not those of a face in a photograph")
+        raise UserError(f"{name}: these five landmarks are not those of a face in a photograph")
     return Similarity(factor, shift)
 
 

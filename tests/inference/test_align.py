@@ -87,6 +87,13 @@ def test_the_landmarks_of_a_file_come_first(bundle: Bundle, own: tuple[Path, Pat
         assert distance(framed.points, as_points(FRAME)) < 0.2
 
 
+def test_landmarks_that_are_no_face_are_refused(bundle: Bundle, own: tuple[Path, Path], tmp_path: Path) -> None:
+    given = tmp_path / "marks.json"
+    given.write_text(json.dumps({"landmarks": {name: [3, 3] for name in regions.POINTS}}))
+    with pytest.raises(UserError, match=f"{given}: these five landmarks are not those of a face"):
+        align.framed(bundle, own[0], find=True, given=given)
+
+
 def test_without_looking_for_faces_the_centre_is_taken(bundle: Bundle, own: tuple[Path, Path]) -> None:
     framed = align.framed(bundle, own[0], find=False)
     assert torch.equal(framed.image, bundle.load_image(own[0]))
