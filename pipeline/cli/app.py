@@ -6,6 +6,7 @@ import typer
 
 import pipeline
 from pipeline.cli import data, results, training
+from pipeline.cli.align import align
 from pipeline.cli.bench import commands as bench
 from pipeline.cli.exit_codes import run_app
 
@@ -23,6 +24,7 @@ for panel, command, example in (
     (DATA, data.shard, "shard img_align_celeba.zip shards --split official"),
     (DATA, data.verify, "verify shards/train shards/test"),
     (DATA, data.stage, "stage s3://bucket/shards /local/shards"),
+    (DATA, align, "align photographs faces"),
     (TRAINING, training.run, "run --config configs/demo.yaml"),
     (TRAINING, training.pretrain, "pretrain --config configs/default.yaml --set data.shards=shards"),
     (TRAINING, training.train, "train --config configs/default.yaml --set data.shards=shards"),

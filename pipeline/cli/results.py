@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -103,23 +103,29 @@ def fuse(
     feather: Annotated[
         int | None, typer.Option(min=0, max=4096, help="Pixels over which the region fades into an unchanged A'.")
     ] = None,
+    align: Annotated[
+        Literal["auto", "no"], typer.Option(help="auto: find the faces and set them straight, with the extra `align`.")
+    ] = "auto",
+    paste: Annotated[bool, typer.Option("--paste", help="Put the fused face back into photograph A.")] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("fused.png"),
     device: Device = "cpu",
 ) -> None:
     """Fuse two photographs."""
     if sum((lambda_ is not None, preset is not None, strip is not None, grid)) > 1:
         raise UserError("fuse: --lambda, --preset, --strip and --grid are four different pictures; give one of them")
+    _check_paste(paste, strip is not None or grid)
     _check_region(region, mask, landmarks, feather, grid)
     with importing():
         from pipeline.inference import fuse as fusing
 
     opened = open_bundle(bundle, device)
-    images = opened.load_image(a), opened.load_image(b)
+    framed = _framed(opened, (a, b), align, landmarks)
+    images = framed[0].image, framed[1].image
     where = None
     if region is not None:
-        where = fusing.named_region(opened, region, a, landmarks, feather)
+        where = fusing.named_region(opened, region, a, landmarks, feather, framed[0].points)
     elif mask is not None:
-        where = fusing.masked_region(opened, mask, a, feather)
+        where = fusing.masked_region(opened, mask, a, feather, framed[0].move if framed[0].points else None)
     if strip is not None:
         picture = fusing.strips(opened, [images], strip, where)
     elif grid:
@@ -129,10 +135,38 @@ def fuse(
     else:
         default = "0" if where else "0.5"  # all of B inside of a region
         picture = fusing.single(opened, *images, fusing.parse_lambda(default if lambda_ is None else lambda_), where)
-    fusing.save(picture, out)
+    if paste:
+        picture = fusing.pasted(opened, picture, framed[0], where)
+    notices = [each.notice for each in framed]
     if where is not None and where.assumed:
         place = f"--region {region} is where CelebA's alignment has it; --landmarks FILE places it"
-        print(one_line(f"fuse: {a} has no landmarks: {place}"), file=sys.stderr)
+        notices.insert(0, f"{a} has no landmarks: {place}")
+    _save_fused(picture, out, notices)
+
+
+def _check_paste(paste: bool, several: bool) -> None:
+    if paste and several:
+        raise UserError("fuse: --paste puts one face into photograph A; leave out --strip or --grid")
+
+
+def _framed(bundle: Any, photographs: tuple[Path, Path], align: str, landmarks: Path | None) -> list[Any]:
+    """A and B as the bundle takes them."""
+    with importing():
+        from pipeline.inference import align as aligning
+        from pipeline.inference import detector
+
+    find = align == "auto" and detector.installed()
+    given = (landmarks, None)
+    return [aligning.framed(bundle, path, find, marks) for path, marks in zip(photographs, given, strict=True)]
+
+
+def _save_fused(picture: Any, out: Path, notices: list[str | None]) -> None:
+    """Write it, and say what the user should know of the photographs."""
+    from pipeline.inference import fuse as fusing
+
+    fusing.save(picture, out)
+    for notice in filter(None, dict.fromkeys(notices)):
+        print(one_line(f"fuse: {notice}"), file=sys.stderr)
     print(out)
 
 

@@ -5,6 +5,7 @@ BUNDLE/config.json         the training configuration, what the weights come fro
 BUNDLE/README.md           the model card
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -18,7 +19,7 @@ from pipeline.common.errors import UserError
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
 from pipeline.data import images
-from pipeline.inference import weights
+from pipeline.inference import landmarks, weights
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import FeatureScales, PerceptualNetwork
 
@@ -46,6 +47,10 @@ class Bundle:
         self.scales = scales or FeatureScales()
         self.trained = trained or {}
         """Where the weights come from."""
+        self.frame = landmarks.usual(*landmarks.CELEBA_SIZE, config.data.image_size, config.data.crop)
+        """Where its training images have the landmarks, in pixels of the square picture."""
+        self.reconstruction: float | None = None
+        """What few held-out faces lose more of in A' (`align.lost`); None where it was not measured."""
 
     @property
     def device(self) -> torch.device:
@@ -191,4 +196,16 @@ def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
     modules = weights.load(path, config.model, config.data.image_size, info.get("sha256"))
     model, scales = modules["model"], modules["scales"]
     assert isinstance(model, FusionAutoencoder) and isinstance(scales, FeatureScales)
-    return Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
+    bundle = Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
+    _set_measured(bundle, where, info)
+    return bundle
+
+
+def _set_measured(bundle: Bundle, path: Path, info: dict[str, Any]) -> None:
+    """What `export` has measured; bundles that it wrote earlier, or without shards at hand, lack it."""
+    error = info.get("reconstruction")
+    if error is not None and not (isinstance(error, float) and 0 < error < math.inf):
+        raise UserError(f"{path}: reconstruction: {str(error)[:60]}: a number above 0 is needed; export it anew")
+    data = bundle.config.data
+    bundle.frame = landmarks.checked_frame(path, info.get("frame"), data.image_size, data.crop)
+    bundle.reconstruction = error

@@ -11,8 +11,11 @@ from torch import Tensor
 from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.data import images
-from pipeline.inference import landmarks, pictures
+from pipeline.inference import landmarks, pictures, similarity
+from pipeline.inference.align import Framed
 from pipeline.inference.bundle import Bundle, Lambda
+from pipeline.inference.landmarks import Points
+from pipeline.inference.similarity import Similarity
 from pipeline.models import regions
 
 PRESETS = {"content-style": (0.0, 0.0, 0.0, 1.0, 1.0)}
@@ -57,12 +60,18 @@ def preset(name: str, bundle: Bundle) -> list[float]:
 
 
 def named_region(
-    bundle: Bundle, name: str, photograph: Path, given: Path | None = None, feather: int | None = None
+    bundle: Bundle,
+    name: str,
+    photograph: Path,
+    given: Path | None = None,
+    feather: int | None = None,
+    found: Points | None = None,
 ) -> Region:
     """A named region of a photograph A.
 
     Args:
         given: file with A's landmarks; None: the one beside A, else CelebA's usual positions.
+        found: the landmarks by which A was aligned, in pixels of the bundle's image: they come first.
 
     Raises:
         UserError: if the name is unknown, a file is wrong, or the region is outside of the picture.
@@ -71,25 +80,30 @@ def named_region(
         raise UserError(f"--region {name}: unknown; known are: {', '.join(regions.NAMES)}")
     height, width = images.read(photograph).shape[1:]
     fit = width, height, bundle.image_size, bundle.config.data.crop
-    known = landmarks.of_photograph(photograph, *fit, given)
+    known = found or landmarks.of_photograph(photograph, *fit, given)
     mask = regions.mask(name, known or landmarks.usual(*fit), bundle.image_size)
     if not mask.any():
         raise UserError(f"--region {name}: lies outside of the picture that is cut from {photograph}")
     return Region(mask.to(bundle.device), feather, assumed=known is None and name not in regions.HALVES)
 
 
-def masked_region(bundle: Bundle, path: Path, photograph: Path, feather: int | None = None) -> Region:
+def masked_region(
+    bundle: Bundle, path: Path, photograph: Path, feather: int | None = None, move: Similarity | None = None
+) -> Region:
     """The region that a grey picture gives, white where B enters.
 
     Args:
-        path: of a picture of A's size, which is then cropped as A is; or a square of any size.
+        path: of a picture of A's size, which is then aligned or cropped as A is; or a square of any size.
+        move: what A was aligned by; None: it was cropped.
 
     Raises:
         UserError: if it cannot be read, is of another shape, or has no white in it.
     """
     mask, size = images.read(path), bundle.image_size
     height, width = images.read(photograph).shape[1:]
-    if mask.shape[1:] == (height, width):
+    if mask.shape[1:] == (height, width) and move is not None:
+        mask = images.from_pillow(similarity.warp(images.to_pillow(mask), move, (size, size)))
+    elif mask.shape[1:] == (height, width):
         mask = images.fit(mask, size, bundle.config.data.crop)
     elif mask.shape[1] == mask.shape[2]:
         mask = images.fit(mask, size)
@@ -137,6 +151,22 @@ def grid(bundle: Bundle, a: Tensor, b: Tensor, count: int) -> Image:
         lambdas[:, element] = torch.linspace(1, 0, count)
         rows.append(list(bundle.fuse(a, b, lambdas)))
     return pictures.tile(rows)
+
+
+def pasted(bundle: Bundle, fused: Image, a: Framed, region: Region | None = None) -> Image:
+    """A's photograph with the fused face in it, with a soft edge: all of the face, or a region of it alone.
+
+    Args:
+        fused: C, S x S pixels; `a`: the photograph as it was fused.
+
+    Returns:
+        A picture of the photograph's size. Outside of the face and the region, its pixels are the photograph's own.
+    """
+    weight = regions.oval(a.points or bundle.frame, bundle.image_size)
+    if region is not None:
+        feather = bundle.image_size // 32 if region.feather is None else region.feather
+        weight = weight * regions.feathered(region.mask.cpu(), feather)
+    return similarity.paste(a.photograph, fused, a.move, weight)
 
 
 def _inputs(a: Tensor, b: Tensor, count: int) -> list[Tensor | None]:

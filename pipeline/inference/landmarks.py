@@ -17,6 +17,8 @@ from pipeline.models.regions import Landmarks
 
 LARGEST = 2**20
 """Pixels: no picture's side is longer, and no point further away from its corner."""
+CELEBA_SIZE = (178, 218)
+"""Width and height of CelebA's aligned pictures."""
 Points = dict[str, tuple[float, float]]
 
 
@@ -30,11 +32,19 @@ def fitted(landmarks: Landmarks, width: int, height: int, size: int, crop: int |
 
 def of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -> Points:
     """Landmarks of an image of the shards, from its metadata; CelebA's usual ones where it has not all five."""
-    landmarks, width, height = (metadata.get(key, 0) for key in ("landmarks", "width", "height"))
+    width, height = (metadata.get(key, 0) for key in ("width", "height"))
     if not all(_is_number(side) and side > 0 for side in (width, height)):
         return usual(size, size, size)
+    return known_of_sample(metadata, size, crop) or usual(width, height, size, crop)
+
+
+def known_of_sample(metadata: Mapping[str, Any], size: int, crop: int | None = None) -> Points | None:
+    """As `of_sample`; None where the metadata has not all five, or not the size of their picture."""
+    landmarks, width, height = (metadata.get(key, 0) for key in ("landmarks", "width", "height"))
+    if not all(_is_number(side) and side > 0 for side in (width, height)):
+        return None
     if not isinstance(landmarks, dict) or _wrong(landmarks):
-        return usual(width, height, size, crop)
+        return None
     return fitted(landmarks, width, height, size, crop)
 
 
@@ -76,6 +86,26 @@ def of_photograph(
             f"but {photograph} is {width} x {height}"
         )
     return fitted(landmarks, width, height, size, crop)
+
+
+def checked_frame(path: Path, frame: Any, size: int, crop: int | None = None) -> Points:
+    """A bundle's frame: where its training images have the landmarks, in pixels of the square picture.
+
+    Args:
+        path: of the file that says so, for messages.
+        frame: what it says; None, as in bundles that say nothing: CelebA's alignment.
+
+    Raises:
+        UserError: it is not five points in or near the picture.
+    """
+    if frame is None:
+        return usual(*CELEBA_SIZE, size, crop)
+    known = _checked(path, frame)
+    points = {name: (float(known[name][0]), float(known[name][1])) for name in regions.POINTS}
+    apart = points["righteye"][0] - points["lefteye"][0]
+    if apart < 1 or any(not -size <= value <= 2 * size for point in points.values() for value in point):
+        raise UserError(f"{path}: frame: these are not the landmarks of a face of {size} x {size}; export it anew")
+    return points
 
 
 def _checked(path: Path, landmarks: Any) -> Landmarks:

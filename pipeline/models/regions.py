@@ -44,6 +44,9 @@ BOXES = {
     "mouth": Box("mouth", 0.65, 0.24, 0.36),
     "hair": Box("eyes", 1.9, 4.0, -0.6),  # from above the brows to the picture's edge
 }
+FACE = Box("eyes", 1.25, 1.2, 1.9)  # from the forehead to the chin
+SOFT = 0.35
+"""Share of an oval's radius over which it fades; towards the picture's border, share of a third of its side."""
 HALVES = ("left", "right")
 NAMES = (*BOXES, *HALVES)
 
@@ -80,11 +83,21 @@ def mask(name: str, landmarks: Landmarks, size: int) -> Tensor:
     if name not in BOXES:
         raise ValueError(f"unknown region {name}; known are: {', '.join(NAMES)}")
     box, (anchor, unit, angle) = BOXES[name], _placed(name, landmarks)
-    y, x = torch.meshgrid(torch.arange(size) - anchor.imag, torch.arange(size) - anchor.real, indexing="ij")
-    along = x * math.cos(angle) + y * math.sin(angle)
-    down = y * math.cos(angle) - x * math.sin(angle)
+    along, down = _turned(anchor, angle, size)
     inside = (along.abs() <= box.aside * unit) & (down >= -box.up * unit) & (down <= box.down * unit)
     return inside.float()
+
+
+def oval(landmarks: Landmarks, size: int) -> Tensor:
+    """Where the face is, with a soft edge: (S, S) in [0, 1], 1 in its middle and 0 on the picture's border."""
+    anchor, unit, angle = _placed("eyes", landmarks)
+    along, down = _turned(anchor, angle, size)
+    middle, reach = (FACE.down - FACE.up) / 2 * unit, (FACE.down + FACE.up) / 2 * unit
+    inside = 1 - torch.hypot(along / (FACE.aside * unit), (down - middle) / reach)
+    step = torch.arange(size)
+    border = torch.minimum(step, size - 1 - step) * 3 / size
+    weight = (torch.minimum(inside, torch.minimum(border[:, None], border)) / SOFT).clamp(0, 1)
+    return weight * weight * (3 - 2 * weight)
 
 
 def celeba_boxes() -> list[tuple[float, float, float, float]]:
@@ -109,6 +122,12 @@ def _placed(name: str, landmarks: Landmarks) -> tuple[complex, float, float]:
     unit = max(abs(line), abs(mouth - eyes))  # turned aside, the eyes come closer; nodding, the mouth does
     # An eye line that runs backwards is a detector's slip: taken as level.
     return anchor, unit, math.atan2(line.imag, line.real) if line.real > 0 else 0.0
+
+
+def _turned(anchor: complex, angle: float, size: int) -> tuple[Tensor, Tensor]:
+    """How far each pixel lies from the anchor, along the line of the eyes and down from it: (S, S) twice."""
+    y, x = torch.meshgrid(torch.arange(size) - anchor.imag, torch.arange(size) - anchor.real, indexing="ij")
+    return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
 
 
 def feathered(mask: Tensor, pixels: int) -> Tensor:

@@ -17,6 +17,7 @@ from pipeline.inference import weights
 from pipeline.inference.bundle import FORMAT
 from pipeline.models.perceptual import FeatureScales
 from pipeline.training.checkpoint import Checkpoint
+from pipeline.training.measured import measured
 
 
 def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") -> None:
@@ -44,6 +45,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         raise UserError(f"{found.path}: its weights do not fit its configuration: {trained['weights']} {unlike}")
     info = {"format": FORMAT, "latentfuse": pipeline.__version__, "config": config.as_dict(), "trained": trained}
     said = {"format": "pt", "image_size": str(config.data.image_size)}
+    info |= measured(config, found.module(trained["weights"]), trained["data_hash"])
     try:
         with files.replacing_folder(path, lambda old: _check_replaceable(old, path)) as temporary:
             save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_size, metadata=said)

@@ -16,7 +16,7 @@ from pipeline.config import load as config
 from pipeline.config.schema import Config
 
 COMMANDS = {
-    *("synth", "shard", "verify", "stage", "pretrain", "train"),
+    *("synth", "shard", "verify", "stage", "align", "pretrain", "train"),
     *("evaluate", "compare", "features", "export", "fuse", "run", "status", "doctor", "weights", "bench"),
 }
 SCRIPT = Path(sys.executable).with_name("latentfuse")

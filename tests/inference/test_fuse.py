@@ -15,12 +15,18 @@ from torch import Tensor
 
 import pipeline
 from pipeline.common.errors import UserError
-from pipeline.inference import fuse, landmarks
+from pipeline.inference import detector, fuse, landmarks
 from pipeline.inference.bundle import Bundle
 from pipeline.inference.pictures import GAP
 from pipeline.models import regions
 
 SIDE = 32
+
+
+@pytest.fixture(autouse=True)
+def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no faces are looked for: these photographs have none."""
+    monkeypatch.setattr(detector, "installed", lambda: False)
 
 
 @pytest.fixture(scope="module")
