@@ -2,7 +2,7 @@
 
 import typer
 
-from pipeline.cli import data, results, training
+from pipeline.cli import data, results, training, web
 from pipeline.cli.bench import commands as bench
 from pipeline.cli.exit_codes import run_app
 
@@ -17,6 +17,7 @@ for command in (
     *(data.synth, data.shard, data.verify, data.stage),
     *(training.pretrain, training.train, training.run),
     *(results.export, results.evaluate, results.compare, results.fuse, results.features),
+    *(web.web, web.play),
     training.doctor,
 ):
     app.command()(command)

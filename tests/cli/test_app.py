@@ -16,7 +16,7 @@ from pipeline.config.schema import Config
 
 COMMANDS = {
     *("synth", "shard", "verify", "stage", "pretrain", "train"),
-    *("evaluate", "compare", "features", "export", "fuse", "run", "doctor", "weights", "bench"),
+    *("evaluate", "compare", "features", "export", "fuse", "web", "play", "run", "doctor", "weights", "bench"),
 }
 SCRIPT = Path(sys.executable).with_name("latentfuse")
 
