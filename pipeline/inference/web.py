@@ -40,6 +40,7 @@ CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/"
 CDN_PLACE = "RUNTIME-ORIGIN"
 """In index.html, where the content security policy names what else than the page's own server may be asked."""
 EXAMPLES, EXAMPLES_SEED = 4, 7
+PRESET_TITLES = {"content-style": "Content of A, style of B"}
 LONGEST_TEXT = 200
 """Characters of an element's name or sentence."""
 
@@ -79,7 +80,7 @@ def write_page(path: Path, out: Path, *, half: bool = False, runtime: Path | Non
         "size": size,
         "crop": crop,
         "elements": [element._asdict() for element in described_elements(path, bundle.config.model)],
-        "presets": {name: lambdas for name, lambdas in PRESETS.items() if layerwise},
+        "presets": {PRESET_TITLES.get(name, name): lambdas for name, lambdas in PRESETS.items() if layerwise},
         "landmarks": {name: [(x + 0.5) / size, (y + 0.5) / size] for name, (x, y) in points.items()},
         "regions": list(masks),
         "half": half,

@@ -1,16 +1,18 @@
 // Two photographs are encoded once; a slider runs the generator alone. Nothing is sent anywhere: see the policy in
 // index.html. A lambda of 1 is A, 0 is B. Points are [x, y]; spots are points of the square frame, from 0 to 1.
-const $ = (id) => document.getElementById(id);
+const $ = (id) => document.getElementById(id), main = document.querySelector("main"); // busy until all is loaded
 const COLUMNS = 6, FRAMES = 16, FRAME_MS = 70, LARGEST_SIDE = 2048;
-const PRESET_TITLES = { "content-style": "Content of A, style of B" };
 const ORDER = ["A", "B", "C", "A′", "B′"];
 const stale = new Set(), tiles = []; // what is to be computed, the first of ORDER first, then these
 const places = {}, sessions = {}, masks = new Map();
-let manifest, ort, sliders, size, region = "", busy = true, moved = 0, touched = "A";
+let manifest, ort, sliders, size, region = "", moved = 0, touched = "A";
 
 const plus = ([a, b], [c, d]) => [a + c, b + d];
 const minus = ([a, b], [c, d]) => [a - c, b - d];
-const turned = ([x, y], angle) => [x * Math.cos(angle) - y * Math.sin(angle), x * Math.sin(angle) + y * Math.cos(angle)];
+const turned = ([x, y], angle) =>
+  [x * Math.cos(angle) - y * Math.sin(angle), x * Math.sin(angle) + y * Math.cos(angle)];
+const copyOf = (id) => $(id).content.firstElementChild.cloneNode(true);
+const newCanvas = (width, height = width) => Object.assign(document.createElement("canvas"), { width, height });
 
 function say(text, wrong = false) {
   $("status").textContent = text;
@@ -23,14 +25,6 @@ async function read(path, kind, integrity) {
   return answer[kind]();
 }
 
-function copyOf(id) {
-  return $(id).content.firstElementChild.cloneNode(true);
-}
-
-function newCanvas(width, height = width) {
-  return Object.assign(document.createElement("canvas"), { width, height });
-}
-
 // Where a photograph lies in its frame: the image's point at the frame's centre, how much of it the frame's side spans,
 // and by which angle it is turned.
 class View {
@@ -38,46 +32,26 @@ class View {
     this.fitting = Math.min(manifest.crop ?? image.height, image.width, image.height);
     Object.assign(this, { image, centre: [image.width / 2, image.height / 2], side: this.fitting, angle: 0 });
   }
-
-  fromCentre([x, y]) {
-    return turned([(x - 0.5) * this.side, (y - 0.5) * this.side], -this.angle);
-  }
-
-  pointAt(spot) {
-    return plus(this.centre, this.fromCentre(spot));
-  }
-
-  hold(point, spot) { // move the image so that its point lies at that spot
-    this.centre = minus(point, this.fromCentre(spot));
-  }
-
-  pin(points, spots) { // move, scale and turn the image so that two of its points lie at two spots
-    const [inside, outside] = [minus(points[1], points[0]), minus(spots[1], spots[0])];
-    if (Math.hypot(...inside) < 1e-6 || Math.hypot(...outside) < 1e-6) return;
-    this.zoomTo(this.fitting * Math.hypot(...outside) / Math.hypot(...inside));
+  get zoom() { return this.fitting / this.side; }
+  set zoom(zoom) { this.side = this.fitting / Math.min(Math.max(zoom, 1 / 4), 16); }
+  fromCentre([x, y]) { return turned([(x - 0.5) * this.side, (y - 0.5) * this.side], -this.angle); }
+  pointAt(spot) { return plus(this.centre, this.fromCentre(spot)); }
+  hold(point, spot) { this.centre = minus(point, this.fromCentre(spot)); } // moves that point of the image to the spot
+  pin(points, spots) { // moves, scales and turns the image so that two of its points lie at two spots
+    const [inside, outside] = [points, spots].map(([one, two]) => minus(two, one));
+    if (Math.min(Math.hypot(...inside), Math.hypot(...outside)) < 1e-6) return;
+    this.zoom = this.fitting * Math.hypot(...outside) / Math.hypot(...inside);
     this.angle = Math.atan2(outside[1], outside[0]) - Math.atan2(inside[1], inside[0]);
     this.hold(points[0], spots[0]);
   }
-
-  get zoom() {
-    return this.fitting / this.side;
-  }
-
-  zoomTo(zoom) {
-    this.side = this.fitting / Math.min(Math.max(zoom, 1 / 4), 16);
-  }
-
   draw(canvas) {
     const context = canvas.getContext("2d"), scale = canvas.width / this.side;
-    context.resetTransform();
-    context.fillStyle = "#808080";
+    Object.assign(context, { fillStyle: "#808080", imageSmoothingQuality: "high" });
     context.fillRect(0, 0, canvas.width, canvas.height);
-    context.imageSmoothingQuality = "high";
     context.translate(canvas.width / 2, canvas.height / 2);
     context.rotate(this.angle);
     context.scale(scale, scale);
-    context.translate(-this.centre[0], -this.centre[1]);
-    context.drawImage(this.image, 0, 0);
+    context.drawImage(this.image, -this.centre[0], -this.centre[1]);
     context.resetTransform();
   }
 }
@@ -99,24 +73,22 @@ function halved(image) {
 // A faint mask of where a face belongs, over the photograph.
 function drawGuide(canvas) {
   const context = canvas.getContext("2d"), n = canvas.width;
+  context.save();
   const at = (name) => manifest.landmarks[name].map((share) => share * n);
-  const [left, right, nose, ...mouth] = ["lefteye", "righteye", "nose", "leftmouth", "rightmouth"].map(at);
+  const [left, right, ...mouth] = ["lefteye", "righteye", "leftmouth", "rightmouth"].map(at);
   const unit = right[0] - left[0], middle = [(left[0] + right[0]) / 2, (left[1] + mouth[0][1]) / 2];
   const shape = new Path2D();
   for (const eye of [left, right]) {
     shape.moveTo(eye[0] + unit * 0.22, eye[1]);
     shape.ellipse(...eye, unit * 0.22, unit * 0.12, 0, 0, 7);
   }
-  shape.moveTo(nose[0] + unit * 0.08, nose[1]);
-  shape.arc(...nose, unit * 0.08, 0, 7);
   shape.moveTo(...mouth[0]);
   shape.quadraticCurveTo(middle[0], mouth[0][1] + unit * 0.25, ...mouth[1]);
   shape.moveTo(middle[0] + unit, middle[1]);
   shape.ellipse(...middle, unit, unit * 1.4, 0, 0, 7);
-  for (const [width, colour] of [[n / 90, "rgb(0 0 0 / 25%)"], [n / 200, "rgb(255 255 255 / 60%)"]]) {
-    Object.assign(context, { lineWidth: width, strokeStyle: colour });
-    context.stroke(shape);
-  }
+  Object.assign(context, { lineWidth: n / 160, strokeStyle: "#fff8", shadowBlur: n / 90, shadowColor: "#0008" });
+  context.stroke(shape);
+  context.restore();
 }
 
 function showPlace(place) {
@@ -124,10 +96,11 @@ function showPlace(place) {
   drawGuide(place.canvas);
   place.zoom.value = Math.log2(place.view.zoom);
   place.turn.value = place.view.angle * 180 / Math.PI;
-  ask(place.name);
+  work(place.name);
 }
 
-async function loadPhotograph(place, blob, name) {
+async function loadPhotograph(place, blob, name = blob?.name) {
+  if (!blob) return;
   try {
     let image = await createImageBitmap(blob);
     while (Math.max(image.width, image.height) > LARGEST_SIDE) image = halved(image);
@@ -154,22 +127,16 @@ function makePlace(name) {
     if (on) say(`Click one eye of ${name}, then the other.`);
   };
   one(".choose").onclick = () => one("[type=file]").click();
-  one("[type=file]").onchange = ({ target }) => {
-    if (target.files[0]) loadPhotograph(place, target.files[0], target.files[0].name);
-    target.value = "";
-  };
+  one("[type=file]").onchange = ({ target }) => loadPhotograph(place, target.files[0]);
   one(".eyes").onclick = () => place.aim(!place.eyes);
   one(".reset").onclick = () => { place.view = new View(place.view.image); showPlace(place); };
-  place.zoom.oninput = () => { place.view.zoomTo(2 ** place.zoom.value); showPlace(place); };
+  place.zoom.oninput = () => { place.view.zoom = 2 ** place.zoom.value; showPlace(place); };
   place.turn.oninput = () => { place.view.angle = place.turn.value * Math.PI / 180; showPlace(place); };
-  section.addEventListener("pointerdown", () => { touched = name; });
-  section.addEventListener("focusin", () => { touched = name; });
-  for (const [kind, over] of [["dragover", true], ["dragleave", false], ["drop", false]]) {
-    section.addEventListener(kind, () => place.canvas.classList.toggle("over", over));
+  for (const kind of ["pointerdown", "focusin"]) section.addEventListener(kind, () => { touched = name; });
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    section.addEventListener(kind, () => place.canvas.classList.toggle("over", kind === "dragover"));
   }
-  section.addEventListener("drop", ({ dataTransfer }) => {
-    if (dataTransfer.files[0]) loadPhotograph(place, dataTransfer.files[0], dataTransfer.files[0].name);
-  });
+  section.addEventListener("drop", ({ dataTransfer }) => loadPhotograph(place, dataTransfer.files[0]));
   manifest.examples.forEach((path, index) => {
     const button = document.createElement("button"), title = `Painted face ${index + 1}`;
     button.append(Object.assign(new Image(), { src: path, alt: title }));
@@ -208,13 +175,13 @@ function movable(place) {
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
     const spot = spotOf(event), point = place.view.pointAt(spot);
-    place.view.zoomTo(place.view.zoom * 2 ** (-event.deltaY / 500));
+    place.view.zoom *= 2 ** (-event.deltaY / 500);
     place.view.hold(point, spot);
     showPlace(place);
   }, { passive: false });
   const by = (x, y) => place.view.hold(place.view.pointAt([0.5, 0.5]), [0.5 + x / 100, 0.5 + y / 100]);
   const turn = (degrees) => { place.view.angle += degrees * Math.PI / 180; };
-  const zoom = (factor) => place.view.zoomTo(place.view.zoom * factor);
+  const zoom = (factor) => { place.view.zoom *= factor; };
   const keys = {
     ArrowLeft: () => by(-1, 0), ArrowRight: () => by(1, 0), ArrowUp: () => by(0, -1), ArrowDown: () => by(0, 1),
     "+": () => zoom(1.02), "=": () => zoom(1.02), "-": () => zoom(1 / 1.02), ",": () => turn(-1), ".": () => turn(1),
@@ -239,63 +206,57 @@ function aimAt(place, spot) {
 }
 
 function makeSlider(title, text, oninput) {
-  const row = copyOf("slider"), input = row.querySelector("input"), id = `slider-${$("sliders").children.length}`;
-  input.id = row.querySelector("label").htmlFor = id;
-  row.querySelector("label").textContent = title;
-  row.querySelector("output").htmlFor = id;
-  row.querySelector("p").textContent = text;
+  const row = copyOf("slider"), [label, output, input, sentence] = row.children;
+  input.id = label.htmlFor = output.htmlFor = `slider-${$("sliders").children.length}`;
+  label.textContent = title;
+  sentence.textContent = text;
   $("sliders").append(row);
-  const shown = (value) => {
-    const words = value === null ? "mixed" : `λ ${value.toFixed(2)}`;
-    row.querySelector("output").textContent = words;
-    input.setAttribute("aria-valuetext", words);
-  };
   input.oninput = () => oninput(1 - input.value);
-  return { set(value) { if (value !== null) input.value = 1 - value; shown(value); }, get: () => 1 - input.value };
+  const set = (value) => { // null: the elements differ
+    if (value !== null) input.value = 1 - value;
+    output.textContent = value === null ? "mixed" : `λ ${value.toFixed(2)}`;
+    input.setAttribute("aria-valuetext", output.textContent);
+  };
+  return { set, get: () => 1 - input.value };
 }
 
+const titleOf = ({ name }, index) => (name.startsWith("element ") ? name : `${index + 1} ${name}`);
+const same = (lambda) => manifest.elements.map(() => lambda);
+const lambdas = () => sliders.map((slider) => slider.get());
+
 function makeMix() {
-  const all = makeSlider("All elements", "", (lambda) => setLambdas(manifest.elements.map(() => lambda)));
-  sliders = manifest.elements.map(({ name, text }, index) =>
-    makeSlider(name.startsWith("element ") ? name : `${index + 1} ${name}`, text, () => setLambdas(lambdas())));
+  const all = makeSlider("All elements", "", (lambda) => setLambdas(same(lambda)));
+  sliders = manifest.elements.map((element, index) =>
+    makeSlider(titleOf(element, index), element.text, () => setLambdas(lambdas())));
   sliders.all = all;
-  const same = (lambda) => manifest.elements.map(() => lambda);
-  const presets = { ...manifest.presets, A: same(1), B: same(0), Halves: same(0.5) };
+  const presets = { A: same(1), Halves: same(0.5), B: same(0), ...manifest.presets };
   for (const [name, values] of Object.entries(presets)) {
-    const button = document.createElement("button");
-    button.textContent = PRESET_TITLES[name] ?? name;
+    const button = Object.assign(document.createElement("button"), { textContent: name });
     button.onclick = () => setLambdas(values);
     $("presets").append(button);
   }
-  for (const name of ["", ...manifest.regions]) {
+  for (const value of ["", ...manifest.regions]) {
     const label = Object.assign(document.createElement("label"), { className: "choice" });
-    const input = Object.assign(document.createElement("input"),
-      { type: "radio", name: "region", value: name, checked: !name });
-    input.onchange = () => { region = name; moved = performance.now(); ask("C"); };
-    label.append(input, name || "everywhere");
+    const input = { type: "radio", name: "region", value, checked: !value };
+    label.append(Object.assign(document.createElement("input"), input), value || "everywhere");
+    label.onchange = () => { region = value; setLambdas(lambdas()); };
     $("regions").append(label);
   }
   setLambdas(same(0.5));
 }
 
-const lambdas = () => sliders.map((slider) => slider.get());
-
 function setLambdas(values) {
   values.forEach((value, index) => sliders[index].set(value));
   sliders.all.set(values.every((value) => value === values[0]) ? values[0] : null);
   moved = performance.now();
-  ask("C");
-}
-
-function ask(name) {
-  stale.add(name);
-  work();
+  work("C");
 }
 
 // One thing after another; of what was asked for meanwhile, only the newest counts.
-async function work() {
-  if (busy) return;
-  setBusy(true);
+async function work(...names) {
+  names.forEach((name) => stale.add(name));
+  if (main.ariaBusy === "true") return;
+  main.ariaBusy = true;
   try {
     for (;;) {
       const name = ORDER.find((each) => stale.delete(each)), job = name ? () => compute(name) : tiles.shift();
@@ -306,13 +267,8 @@ async function work() {
     tiles.length = 0;
     say(`That failed: ${error.message}`, true);
   } finally {
-    setBusy(false);
+    main.ariaBusy = false;
   }
-}
-
-function setBusy(now) {
-  busy = now;
-  document.querySelector("main").setAttribute("aria-busy", now);
 }
 
 async function compute(name) {
@@ -323,19 +279,17 @@ async function compute(name) {
     [`${name}′`, "C"].forEach((each) => stale.add(each));
   } else if (name === "C") {
     show($("c"), await fuse(lambdas(), region));
-    const time = performance.now() - moved;
-    $("time").textContent = `C was drawn in ${time.toFixed(0)} ms.`;
-    $("time").dataset.ms = time;
+    if (moved) $("time").textContent = `C was drawn in ${(performance.now() - moved).toFixed(0)} ms.`;
+    moved = 0;
   } else {
     const [of] = name;
-    show($(`${of.toLowerCase()}-drawn`), await fuse(manifest.elements.map(() => (of === "A" ? 1 : 0)), ""));
+    show($(`${of.toLowerCase()}-drawn`), await fuse(same(of === "A" ? 1 : 0), ""));
   }
 }
 
 function planes({ data }) { // RGBA bytes -> (3, size, size) in [-1, 1]
-  const values = new Float32Array(3 * size * size);
-  for (let i = 0; i < values.length; i++) values[i] = data[4 * (i % (size * size)) + Math.floor(i / (size * size))] / 127.5 - 1;
-  return values;
+  const count = size * size;
+  return new Float32Array(3 * count).map((_, i) => data[4 * (i % count) + Math.floor(i / count)] / 127.5 - 1);
 }
 
 // A copy: the runtime takes the numbers that it is given away, into its worker.
@@ -351,25 +305,23 @@ async function fuse(values, where) {
 }
 
 function show(canvas, values) {
-  const picture = new ImageData(size, size), { data } = picture; // which rounds and clamps
-  for (let i = 0; i < size * size; i++) {
-    for (let colour = 0; colour < 3; colour++) data[4 * i + colour] = (values[colour * size * size + i] + 1) * 127.5;
-    data[4 * i + 3] = 255;
-  }
+  const picture = new ImageData(size, size), count = size * size;
+  picture.data.fill(255);
+  values.forEach((value, i) => { // the picture rounds and clamps
+    picture.data[4 * (i % count) + Math.floor(i / count)] = (value + 1) * 127.5;
+  });
   Object.assign(canvas, { width: size, height: size });
   canvas.getContext("2d").putImageData(picture, 0, 0);
-}
-
-async function fusedCanvas(values, where) {
-  const canvas = newCanvas(size);
-  show(canvas, await fuse(values, where));
   return canvas;
 }
+
+const fusedCanvas = async (values, where) => show(newCanvas(size), await fuse(values, where));
 
 // Rows of { title, lambdas(lambda), where }, under A and B themselves: one picture that explains itself.
 function drawSheet(title, rows) {
   const sheet = $("sheet"), side = Math.max(size, 128), left = 130, top = 28, gap = 4, context = sheet.getContext("2d");
-  Object.assign(sheet, { hidden: false, width: left + COLUMNS * (side + gap), height: top + (rows.length + 1) * (side + gap) });
+  const [width, height] = [left + COLUMNS * (side + gap), top + (rows.length + 1) * (side + gap)];
+  Object.assign(sheet, { hidden: false, width, height });
   sheet.setAttribute("aria-label", `${title}. From left to right, lambda falls from 1 to 0.`);
   context.fillStyle = "#fff";
   context.fillRect(0, 0, sheet.width, sheet.height);
@@ -378,19 +330,16 @@ function drawSheet(title, rows) {
     context.fillText(line, 4, top + (row + 0.5) * (side + gap) + 19 * (index - (lines.length - 1) / 2)));
   const put = (image, row, column) =>
     context.drawImage(image, left + column * (side + gap), top + row * (side + gap), side, side);
-  const photograph = (name) => {
-    const canvas = newCanvas(size);
-    canvas.getContext("2d").putImageData(places[name].pixels, 0, 0);
-    return canvas;
-  };
   write("A and B", 0);
-  [["A", 0], ["B", COLUMNS - 1]].forEach(([name, column]) => put(photograph(name), 0, column));
+  put(show(newCanvas(size), planes(places.A.pixels)), 0, 0);
+  put(show(newCanvas(size), planes(places.B.pixels)), 0, COLUMNS - 1);
   tiles.length = 0;
   rows.forEach((row, y) => write(row.title.replace(/(.{6,14}?) /g, "$1\n"), y + 1));
   for (let column = 0; column < COLUMNS; column++) {
     const lambda = 1 - column / (COLUMNS - 1);
     context.fillText(`λ ${lambda.toFixed(1)}`, left + column * (side + gap) + side / 2 - 15, top / 2);
-    rows.forEach((row, y) => tiles.push(async () => put(await fusedCanvas(row.lambdas(lambda), row.where), y + 1, column)));
+    rows.forEach((row, y) =>
+      tiles.push(async () => put(await fusedCanvas(row.lambdas(lambda), row.where), y + 1, column)));
   }
   tiles.push(() => { $("save-sheet").hidden = false; say(`${title}: drawn.`); });
   $("save-sheet").hidden = true;
@@ -398,21 +347,7 @@ function drawSheet(title, rows) {
   work();
 }
 
-function drawStrip() {
-  const title = region ? `all elements, ${region} only` : "all elements";
-  drawSheet("Strip", [{ title, lambdas: (lambda) => manifest.elements.map(() => lambda), where: region }]);
-}
-
-function drawGrid() {
-  drawSheet("Grid", manifest.elements.map(({ name }, element) => ({
-    title: name.startsWith("element ") ? name : `${element + 1} ${name}`,
-    lambdas: (lambda) => manifest.elements.map((_, index) => (index === element ? lambda : 1)),
-    where: "",
-  })));
-}
-
 const blobOf = (canvas, type, quality) => new Promise((done) => canvas.toBlob(done, type, quality));
-
 function download(blob, name) {
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
   link.click();
@@ -425,8 +360,7 @@ function saveAnimation() {
   tiles.length = 0;
   for (let frame = 0; frame < FRAMES; frame++) {
     tiles.push(async () => {
-      const values = manifest.elements.map(() => 1 - frame / (FRAMES - 1));
-      const blob = await blobOf(await fusedCanvas(values, region), "image/webp", 0.92);
+      const blob = await blobOf(await fusedCanvas(same(1 - frame / (FRAMES - 1)), region), "image/webp", 0.92);
       if (blob?.type !== "image/webp") throw new Error("this browser cannot write WebP");
       frames.push(new Uint8Array(await blob.arrayBuffer()));
     });
@@ -439,12 +373,13 @@ function saveAnimation() {
   work();
 }
 
-// Single WebP files as one animation: https://developers.google.com/speed/webp/docs/riff_container
+// Single WebP files become one animation: https://developers.google.com/speed/webp/docs/riff_container
 function animatedWebp(stills) {
   const little = (value, count) => Array.from({ length: count }, (_, index) => (value >> (8 * index)) & 255);
+  const letters = (text) => [...text].map((letter) => letter.charCodeAt(0));
   const chunk = (name, ...parts) => {
     const length = parts.reduce((sum, part) => sum + part.length, 0);
-    return [[...name].map((letter) => letter.charCodeAt(0)), little(length, 4), ...parts, length % 2 ? [0] : []];
+    return [letters(name), little(length, 4), ...parts, length % 2 ? [0] : []];
   };
   const pictures = stills.map((bytes) => {
     const kept = [];
@@ -459,8 +394,8 @@ function animatedWebp(stills) {
   const sides = [...little(size - 1, 3), ...little(size - 1, 3)];
   const frames = pictures.flatMap((kept) => chunk("ANMF", little(0, 6), sides, little(FRAME_MS, 3), [2], ...kept));
   const head = [...chunk("VP8X", [2, 0, 0, 0], sides), ...chunk("ANIM", little(0xffffff, 4), little(0, 2))];
-  return new Blob(chunk("RIFF", [..."WEBP"].map((letter) => letter.charCodeAt(0)), ...head, ...frames)
-    .map((part) => new Uint8Array(part)), { type: "image/webp" });
+  const parts = chunk("RIFF", letters("WEBP"), ...head, ...frames);
+  return new Blob(parts.map((part) => new Uint8Array(part)), { type: "image/webp" });
 }
 
 async function openNetwork(path, what) {
@@ -472,7 +407,7 @@ async function openNetwork(path, what) {
 
 async function openRuntime() {
   const [script, compiled] = manifest.runtime;
-  // Both are compared with their hash; a script can only be imported from an address, hence the blob.
+  // Both are compared with their hash. A script is only imported from an address: hence the blob.
   const source = await read(script.url, "text", script.integrity);
   ort = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
   ort.env.wasm.wasmBinary = await read(compiled.url, "arrayBuffer", compiled.integrity);
@@ -496,19 +431,21 @@ async function start() {
   sessions.encoder = await openNetwork("encoder.onnx", "the encoder");
   sessions.generator = await openNetwork("generator.onnx", "the generator");
   for (const id of ["save-png", "save-webp", "draw-strip", "draw-grid"]) $(id).disabled = false;
-  setBusy(false);
+  moved = performance.now();
+  main.ariaBusy = false;
   work();
 }
 
 for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event) => event.preventDefault());
 document.addEventListener("paste", ({ clipboardData }) => {
-  const file = [...clipboardData.files].find(({ type }) => type.startsWith("image/"));
-  if (file && places[touched]) loadPhotograph(places[touched], file, "Pasted picture");
+  loadPhotograph(places[touched], clipboardData.files[0]);
 });
 $("save-png").onclick = async () => download(await blobOf($("c"), "image/png"), "fused.png");
 $("save-webp").onclick = saveAnimation;
-$("draw-strip").onclick = drawStrip;
-$("draw-grid").onclick = drawGrid;
+$("draw-strip").onclick = () =>
+  drawSheet("Strip", [{ title: `all elements ${region && `in the ${region}`}`, lambdas: same, where: region }]);
+$("draw-grid").onclick = () => drawSheet("Grid", manifest.elements.map((element, row) =>
+  ({ title: titleOf(element, row), lambdas: (lambda) => same(1).with(row, lambda), where: "" })));
 $("save-sheet").onclick = async () => download(await blobOf($("sheet"), "image/png"), "faces.png");
 start().catch((error) => say(`The page could not start: ${error.message}`, true));
 
