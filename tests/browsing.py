@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from running import wait_for
 from torch import Tensor
 
 from pipeline.inference.bundle import Bundle
@@ -28,10 +29,10 @@ class Visit:
 
     def settle(self) -> None:
         """Wait until nothing is being computed."""
-        self.page.wait_for_function("document.querySelector('main').ariaBusy === 'false'", timeout=120_000)
+        self.page.wait_for_selector("main[aria-busy=false]", timeout=120_000)
 
-    def status(self) -> str:
-        return str(self.page.inner_text("#status"))
+    def wait_for_status(self, begin: str) -> None:
+        wait_for(lambda: str(self.page.inner_text("#status")).startswith(begin), seconds=60)
 
     def values(self, expression: str) -> Any:
         """Of JavaScript; `page` is the page's script."""

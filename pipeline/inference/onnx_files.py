@@ -5,6 +5,7 @@ generator.onnx   z_a, z_b, lambdas (1, N) -> image (1, 3, S, S): mixed (docs/met
 region.onnx      the same with mask (S, S) in [0, 1]: fused where it is 1, as `Bundle.fuse` does; twice the work
 """
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,12 +45,11 @@ def require_onnx() -> None:
     """Raises:
     UserError: with the command that installs what exporting needs.
     """
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"the page needs {error.name}; run: pip install 'latentfuse[web]'") from None
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"the page needs {name}; run: pip install 'latentfuse[web]'") from None
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from pipeline.common.errors import UserError
 from pipeline.inference.web import read_page
@@ -28,7 +28,7 @@ HEADERS = {
 class _Handler(SimpleHTTPRequestHandler):
     """Serves the files of the page and nothing else that may be in its folder."""
 
-    extensions_map = {
+    extensions_map: ClassVar[dict[str, str]] = {
         ".html": "text/html; charset=utf-8",
         ".js": "text/javascript; charset=utf-8",
         ".mjs": "text/javascript; charset=utf-8",

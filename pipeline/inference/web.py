@@ -35,7 +35,7 @@ RUNTIME_FILES = {
     "ort.wasm.bundle.min.mjs": "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
     "ort-wasm-simd-threaded.wasm": "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
 }
-"""The script of onnxruntime-web and its compiled part; the hashes of `RUNTIME_VERSION`, as they are in npm's package."""
+"""onnxruntime-web: its script and its compiled part, with the hashes of `RUNTIME_VERSION` in npm's package."""
 CDN = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/"
 CDN_PLACE = "RUNTIME-ORIGIN"
 """In index.html, where the content security policy names what else than the page's own server may be asked."""

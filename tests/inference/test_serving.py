@@ -18,7 +18,9 @@ def served(tmp_path: Path) -> Iterator[int]:
     page = tmp_path / "page"
     with page_server(page, 0) as server:
         page.mkdir()
-        (page / "manifest.json").write_text(json.dumps({"latentfuse": "0", "page": 1, "files": ["index.html", "a.mjs"]}))
+        (page / "manifest.json").write_text(
+            json.dumps({"latentfuse": "0", "page": 1, "files": ["index.html", "a.mjs"]})
+        )
         (page / "index.html").write_text("<p>page</p>")
         (page / "a.mjs").write_text("export default 1")
         for folder in (page, tmp_path):
@@ -47,7 +49,9 @@ def test_files_come_with_their_types_and_headers(served: int) -> None:
         assert answer.headers["Referrer-Policy"] == "no-referrer"
 
 
-@pytest.mark.parametrize("path", ["/secret", "/../secret", "/%2e%2e/secret", "//secret", "/./secret", "/manifest.json/.."])
+@pytest.mark.parametrize(
+    "path", ["/secret", "/../secret", "/%2e%2e/secret", "//secret", "/./secret", "/manifest.json/.."]
+)
 def test_what_is_not_the_pages_is_not_there(served: int, path: str) -> None:
     answer = asked(served, path)
     assert answer.status == 404

@@ -19,7 +19,9 @@ from pipeline.inference import onnx_files, web
 from pipeline.inference.bundle import Bundle
 from pipeline.models import regions
 
-needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="latentfuse[web] is not installed")
+needs_onnx = pytest.mark.skipif(
+    importlib.util.find_spec("onnxscript") is None, reason="latentfuse[web] is not installed"
+)
 FILES = {
     *("manifest.json", "index.html", "page.js", "page.css", "encoder.onnx", "generator.onnx", "region.onnx"),
     *("regions.bin", "example-1.jpg", "example-2.jpg", "example-3.jpg", "example-4.jpg"),

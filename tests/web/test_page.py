@@ -15,6 +15,7 @@ import pytest
 import torch
 from browsing import SIZE, Visit
 from PIL import Image
+from running import wait_for
 from torch import Tensor
 
 from pipeline.data import images
@@ -34,7 +35,7 @@ def assert_fused(visit: Visit, lambdas: list[float], mask: Tensor | None = None)
 
 
 def test_it_opens_with_two_painted_faces_and_their_halves(visit: Visit) -> None:
-    assert visit.status() == "Ready."
+    visit.wait_for_status("Ready.")
     assert_fused(visit, [0.5] * 5)
     for canvas, name in (("#a-drawn", "A"), ("#b-drawn", "B")):
         drawn = visit.bundle.generate(visit.bundle.encode(visit.input(name)))[0]
@@ -56,21 +57,18 @@ def test_every_slider_moves_its_element(visit: Visit) -> None:
     assert set(visit.page.locator("#sliders output").all_inner_texts()) == {"λ 0.25"}
 
 
-@pytest.mark.parametrize(
-    ("name", "lambdas"), [("A", [1] * 5), ("B", [0] * 5), ("Halves", [0.5] * 5), ("Content of A", [0, 0, 0, 1, 1])]
-)
-def test_presets(visit: Visit, name: str, lambdas: list[float]) -> None:
-    visit.move(2, 0.3)
-    visit.page.locator("#presets button", has_text=name).first.click()
-    assert_fused(visit, lambdas)
+def test_presets(visit: Visit) -> None:
+    presets = {"A": [1] * 5, "Content of A, style of B": [0, 0, 0, 1, 1], "Halves": [0.5] * 5, "B": [0] * 5}
+    for name, lambdas in presets.items():
+        visit.page.get_by_role("button", name=name, exact=True).click()
+        assert_fused(visit, list(map(float, lambdas)))
 
 
-@pytest.mark.parametrize("name", regions.NAMES)
-def test_regions(visit: Visit, name: str) -> None:
-    visit.page.locator("#regions label", has_text=name).click()
+def test_regions(visit: Visit) -> None:
     visit.move(0, 0)
-    mask = regions.mask(name, regions.celeba(SIZE, SIZE), SIZE)
-    assert_fused(visit, [0] * 5, mask)
+    for name in regions.NAMES:
+        visit.page.locator("#regions label", has_text=name).click()
+        assert_fused(visit, [0] * 5, regions.mask(name, regions.celeba(SIZE, SIZE), SIZE))
     visit.page.locator("#regions label", has_text="everywhere").click()
     assert_fused(visit, [0] * 5)
 
@@ -96,7 +94,7 @@ def test_a_click_on_each_eye_sets_a_photograph_straight(visit: Visit, tmp_path: 
     path, eyes, _ = awkward(tmp_path)
     place = visit.place("A")
     place.locator("[type=file]").set_input_files(path)
-    visit.settle()
+    visit.wait_for_status("A: awkward.png")
     canvas = place.locator("canvas")
     for first, second in (eyes, eyes[::-1]):  # in any order
         place.get_by_text("Reset").click()
@@ -104,13 +102,12 @@ def test_a_click_on_each_eye_sets_a_photograph_straight(visit: Visit, tmp_path: 
         box = canvas.bounding_box()
         for x, y in (first, second):  # the largest square of 640 x 700 is shown: its 30 upper rows are cut off
             canvas.click(position={"x": x / 640 * box["width"], "y": (y - 30) / 640 * box["height"]})
-        assert "set straight" in visit.status()
-        found = visit.values(
-            "['lefteye', 'righteye'].map((_, eye) => page.places.A.view.pointAt("
-            f"{[[(x + 0.5) / 178, (y + 0.5) / 178] for x, y in (regions.CELEBA['lefteye'], regions.CELEBA['righteye'])]}"
-            "[eye]))"
-        )
-        assert np.abs(np.array(found) - np.array(eyes)).max() < 4  # pixels of a picture shown in less than half its size
+        visit.wait_for_status("A is set straight")
+        spots = [[(each + 0.5) / 178 for each in regions.CELEBA[name]] for name in ("lefteye", "righteye")]
+        found = visit.values(f"{spots}.map((spot) => page.places.A.view.pointAt(spot))")
+        assert (
+            np.abs(np.array(found) - np.array(eyes)).max() < 4
+        )  # pixels of a picture shown in less than half its size
 
 
 def test_dragging_zooming_turning_and_keys(visit: Visit) -> None:
@@ -128,7 +125,7 @@ def test_dragging_zooming_turning_and_keys(visit: Visit) -> None:
     assert dragged["centre"][0] == pytest.approx(before["centre"][0] - 178 / 4, abs=1)
     visit.page.mouse.move(x, y)
     visit.page.mouse.wheel(0, -500)
-    visit.page.wait_for_function("document.querySelectorAll('.zoom')[1].value === '1'")
+    wait_for(lambda: view()["zoom"] > 1.9, seconds=60)
     assert view()["zoom"] == pytest.approx(2)
     visit.place("B").locator(".turn").fill("30")
     assert view()["angle"] == pytest.approx(math.pi / 6)
@@ -178,7 +175,7 @@ def test_photographs_come_by_choice_drop_and_paste(visit: Visit, tmp_path: Path)
         visit.place(place).locator("canvas").focus()
         selector = ".place canvas" if kind == "drop" else "body"
         visit.page.evaluate(give, [selector, kind, base64.b64encode(path.read_bytes()).decode()])
-        visit.page.wait_for_function(f"document.querySelector('#status').textContent.startsWith('{place}: ')")
+        visit.wait_for_status(f"{place}: given.png")
         got = (visit.input(place)[0] + 1) * 127.5
         assert (got - expected).abs().mean() < 3  # another antialiasing
     assert_fused(visit, [0.5] * 5)
@@ -188,9 +185,13 @@ def test_what_is_no_picture_is_refused_in_words(visit: Visit, tmp_path: Path) ->
     (tmp_path / "notes.jpg").write_text("no picture")
     before = visit.input("A")
     visit.place("A").locator("[type=file]").set_input_files(tmp_path / "notes.jpg")
-    visit.page.wait_for_selector("#status.wrong")
-    assert visit.status() == "notes.jpg: this browser cannot read it as a picture"
+    visit.wait_for_status("notes.jpg: this browser cannot read it as a picture")
     assert torch.equal(visit.input("A"), before)
+
+
+def coarse(levels: Tensor) -> Tensor:
+    """Means of 8 x 8 pixels: what compressing and enlarging leave of images as rough as a new network's."""
+    return torch.nn.functional.avg_pool2d(levels.float(), 8)
 
 
 def download(visit: Visit, button: str) -> Image.Image:
@@ -211,7 +212,7 @@ def test_downloads(visit: Visit) -> None:
         animation.seek(frame)
         expected = visit.bundle.fuse(visit.input("A"), visit.input("B"), lambda_)[0]
         shown = torch.tensor(np.asarray(animation.convert("RGB"))).permute(2, 0, 1)
-        assert (shown - (expected + 1) * 127.5).abs().mean() < 6, frame  # WebP loses a little
+        assert (coarse(shown) - coarse((expected + 1) * 127.5)).abs().max() < 8, frame
 
 
 @pytest.mark.parametrize(("button", "rows"), [("#draw-strip", 1), ("#draw-grid", 5)])
@@ -231,8 +232,8 @@ def test_strip_and_grid(visit: Visit, button: str, rows: int) -> None:
         for column, lambda_ in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
             lambdas = [lambda_] * 5 if rows == 1 else [lambda_ if each == row else 1 for each in range(5)]
             expected = (visit.bundle.fuse(a, b, lambdas)[0] + 1) * 127.5
-            assert (tile(row + 1, column) - expected).abs().mean() < 3, (row, column)
-    assert (tile(0, 0) - (a[0] + 1) * 127.5).abs().mean() < 3
+            assert (coarse(tile(row + 1, column)) - coarse(expected)).abs().max() < 4, (row, column)
+    assert (coarse(tile(0, 0)) - coarse((a[0] + 1) * 127.5)).abs().max() < 4
     assert download(visit, "#save-sheet").size == (sheet.shape[2], sheet.shape[1])
 
 
@@ -240,6 +241,7 @@ def test_nothing_leaves_the_browser(visit: Visit, tmp_path: Path) -> None:
     """All of it is used; every request reads a file of the page, and each network is read once."""
     path, _, _ = awkward(tmp_path)
     visit.place("A").locator("[type=file]").set_input_files(path)
+    visit.wait_for_status("A: awkward.png")
     visit.settle()
     at_start = len(visit.requests)
     visit.move(1, 0.2)
@@ -293,14 +295,14 @@ def test_the_policy_holds_even_for_a_script_that_means_harm(visit: Visit) -> Non
     assert not reached
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (800, "light"), (1280, "dark")])
-def test_narrow_and_wide_light_and_dark(visit: Visit, width: int, scheme: str) -> None:
-    visit.page.set_viewport_size({"width": width, "height": 844})
-    visit.page.emulate_media(color_scheme=scheme)
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-    background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    brightness = statistics.mean(map(int, background.removeprefix("rgb(").removesuffix(")").split(",")))
-    assert (brightness > 128) == (scheme == "light")
+def test_narrow_and_wide_light_and_dark(visit: Visit) -> None:
+    for width, scheme in ((390, "light"), (390, "dark"), (800, "light"), (1280, "dark")):
+        visit.page.set_viewport_size({"width": width, "height": 844})
+        visit.page.emulate_media(color_scheme=scheme)
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+        background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        brightness = statistics.mean(map(int, background.removeprefix("rgb(").removesuffix(")").split(",")))
+        assert (brightness > 128) == (scheme == "light")
 
 
 def test_everything_has_a_name_and_the_keyboard_is_enough(visit: Visit) -> None:
