@@ -6,7 +6,7 @@ from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 from pipeline.common.errors import UserError
 from pipeline.inference.web import read_page
@@ -23,21 +23,22 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".json": "application/json",
+    ".jpg": "image/jpeg",
+    ".wasm": "application/wasm",
+    "": "application/octet-stream",
+}
 
 
 class _Handler(SimpleHTTPRequestHandler):
     """Serves the files of the page and nothing else that may be in its folder."""
 
-    extensions_map: ClassVar[dict[str, str]] = {
-        ".html": "text/html; charset=utf-8",
-        ".js": "text/javascript; charset=utf-8",
-        ".mjs": "text/javascript; charset=utf-8",
-        ".css": "text/css; charset=utf-8",
-        ".json": "application/json",
-        ".jpg": "image/jpeg",
-        ".wasm": "application/wasm",
-        "": "application/octet-stream",
-    }
+    extensions_map = TYPES
 
     def send_head(self) -> BytesIO | BinaryIO | None:
         host = self.headers.get("Host", "").rsplit(":", 1)[0]

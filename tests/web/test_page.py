@@ -58,10 +58,11 @@ def test_every_slider_moves_its_element(visit: Visit) -> None:
 
 
 def test_presets(visit: Visit) -> None:
-    presets = {"A": [1] * 5, "Content of A, style of B": [0, 0, 0, 1, 1], "Halves": [0.5] * 5, "B": [0] * 5}
+    presets: dict[str, list[float]] = {"A": [1] * 5, "Halves": [0.5] * 5, "B": [0] * 5}
+    presets["Content of A, style of B"] = [0, 0, 0, 1, 1]
     for name, lambdas in presets.items():
         visit.page.get_by_role("button", name=name, exact=True).click()
-        assert_fused(visit, list(map(float, lambdas)))
+        assert_fused(visit, lambdas)
 
 
 def test_regions(visit: Visit) -> None:
