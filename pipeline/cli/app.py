@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import pipeline
-from pipeline.cli import data, results, training
+from pipeline.cli import data, results, training, web
 from pipeline.cli.align import align
 from pipeline.cli.bench import commands as bench
 from pipeline.cli.exit_codes import run_app
@@ -34,6 +34,8 @@ for panel, command, example in (
     (RESULTS, results.compare, "compare one/metrics.json other/metrics.json"),
     (RESULTS, results.fuse, "fuse bundle a.jpg b.jpg --lambda 0.5 --out fused.png"),
     (RESULTS, results.features, "features a.jpg --arch vgg16 --weights vgg16.safetensors"),
+    (RESULTS, web.play, "play bundle"),
+    (RESULTS, web.web, "web bundle page"),
     (MACHINE, training.doctor, "doctor --config configs/default.yaml"),
 ):
     app.command(rich_help_panel=panel, epilog=f"Example: latentfuse {example}", context_settings=HELP)(command)

@@ -17,7 +17,20 @@ from pipeline.config.schema import Config
 
 COMMANDS = {
     *("synth", "shard", "verify", "stage", "align", "pretrain", "train"),
-    *("evaluate", "compare", "features", "export", "fuse", "run", "status", "doctor", "weights", "bench"),
+    *(
+        "evaluate",
+        "compare",
+        "features",
+        "export",
+        "fuse",
+        "web",
+        "play",
+        "run",
+        "status",
+        "doctor",
+        "weights",
+        "bench",
+    ),
 }
 SCRIPT = Path(sys.executable).with_name("latentfuse")
 
