@@ -105,6 +105,9 @@ class ModelConfig(Section):
     channels, of which 5 draws the layout and 4 the detail; 2 and 3 set their contrast, 1 the level."""
     warp: bool = False
     """Only with `pyramid`: element 5 also moves the pixels of the drawn face."""
+    preserve_norm: bool = False
+    """Only with `pyramid`: elements 4 and 5 carry how far they are from the mean face, and a mix is brought back to
+    that, so that it is no paler and no more average than its two faces."""
     discriminator_norm: Norm = "layer"
     """Normalisation in the discriminator: `batch` as in the paper; with `layer`, GroupNorm(1, C), the gradient penalty
     of an image depends on that image alone."""
@@ -118,8 +121,8 @@ class ModelConfig(Section):
             raise ValueError(f"elements: {self.elements} is more than the latent's {16 * self.base_channels} channels")
         if self.structure != "channels" and self.elements != 5:
             raise ValueError(f"elements: {self.elements} with structure {self.structure}, which has 5 elements")
-        if self.warp and self.structure != "pyramid":
-            raise ValueError("warp: needs structure pyramid")
+        if self.structure != "pyramid" and (self.warp or self.preserve_norm):
+            raise ValueError(f"{'warp' if self.warp else 'preserve_norm'}: needs structure pyramid")
         return self
 
 

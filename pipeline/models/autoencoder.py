@@ -17,6 +17,8 @@ class FusionOutput(NamedTuple):
     """A' = G(E(A)), (B, 3, H, W) in [-1, 1]. B' is A' rolled by one."""
     fused: Tensor | None
     """C = G(Z_C), (B, 3, H, W) in [-1, 1]; None without a Lambda."""
+    off_centre: Tensor | None
+    """Of the encoder's method of that name, (B,)."""
 
 
 class FusionAutoencoder(nn.Module):
@@ -46,10 +48,10 @@ class FusionAutoencoder(nn.Module):
         """
         z_a = self.encoder(images)
         if lambda_ is None:
-            return FusionOutput(self.generator(z_a), None)
+            return FusionOutput(self.generator(z_a), None, self.encoder.off_centre(z_a))
         mixed = self.mix(z_a, rolled(z_a), lambda_)
         reconstruction, fused = self.generator(torch.cat([z_a, mixed.to(z_a.dtype)])).chunk(2)
-        return FusionOutput(reconstruction, fused)
+        return FusionOutput(reconstruction, fused, self.encoder.off_centre(z_a))
 
     def mix(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
         """Z_C of eq. 1, `latents.mix` with this model's elements: (B, C, h, w) twice -> (B, C, h, w)."""

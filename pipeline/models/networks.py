@@ -27,6 +27,10 @@ class Encoder(nn.Module):
         z: Tensor = self.body(images)
         return z
 
+    def off_centre(self, z: Tensor) -> Tensor | None:
+        """How far the latents' mean is from 0, (B,); None where it may be anything."""
+        return None
+
 
 class Generator(nn.Module):
     """G: Z (B, C, h, w) -> images (B, 3, 32h, 32w) in [-1, 1]."""

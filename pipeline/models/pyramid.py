@@ -20,6 +20,10 @@ LAYOUT_BLOCKS, LAYOUT_CELL = 2, 4
 """Blocks of G that draw the layout, and how wide one of its cells is on features of half the image's side."""
 REACH = 0.2
 """How far a warp moves a pixel at most, in shares of the picture's side."""
+MEAN_SIDE = 4
+"""Rows and columns at which the mean of elements 4 and 5 is kept; other sides are interpolated."""
+NORM_FLOOR = 1e-6
+"""Added to a mean square before its root is taken."""
 DEVIATION_FLOOR = 1e-4
 """Added to a variance before its root is taken."""
 
@@ -91,19 +95,42 @@ def deviation(band: Tensor) -> Tensor:
     return (losses.wide(band).square().mean(dim=(2, 3), keepdim=True) + DEVIATION_FLOOR).sqrt()
 
 
+def norm(element: Tensor) -> Tensor:
+    """(B, c, h, w) -> (B, 1, 1, 1): the root of its mean square; above 0."""
+    return (losses.wide(element).square().mean(dim=(1, 2, 3), keepdim=True) + NORM_FLOOR).sqrt().to(element.dtype)
+
+
+def with_norm(element: Tensor) -> Tensor:
+    """An element and, as one more channel, its norm: (B, c, h, w) -> (B, c + 1, h, w)."""
+    return torch.cat([element, norm(element).expand(-1, -1, *element.shape[2:])], dim=1)
+
+
+def at_its_norm(element: Tensor) -> Tensor:
+    """Inverse of `with_norm`, which brings a mix back to its norm: (B, c + 1, h, w) -> (B, c, h, w).
+
+    The mean of two faces' deviations from the mean face is shorter than either: a paler, more average face. Its last
+    channel has the mean of their norms.
+    """
+    drawing, wanted = element.tensor_split([-1], dim=1)
+    return drawing * (wanted.mean(dim=(2, 3), keepdim=True) / norm(drawing))
+
+
 class PyramidEncoder(Encoder):
     """E whose elements 1 to 3 are measured on its first features and then taken out of them.
 
     Of the `Bands` of each channel element 1 gets the level, 2 the deviation of the detail, 3 that of the layout.
-    Elements 4 and 5 are what the other blocks find in detail and layout, each divided by its deviation.
+    Elements 4 and 5 are what the other blocks find in detail and layout, each divided by its deviation. Where norms are
+    preserved, their mean over faces is taken from them, and the last channel of each is its norm.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)
-        sizes = element_sizes(channels[-1])
-        self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in sizes[:STYLES])
-        channels[-1] = sum(sizes[STYLES:])
+        self.sizes = element_sizes(channels[-1])
+        self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in self.sizes[:STYLES])
+        self.drawing = [size - config.preserve_norm for size in self.sizes[STYLES:]]
+        channels[-1] = sum(self.drawing)
+        self.mean = nn.Parameter(torch.zeros(channels[-1], MEAN_SIDE, MEAN_SIDE)) if config.preserve_norm else None
         self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,7 +142,26 @@ class PyramidEncoder(Encoder):
             x = block(x)
         measured = zip(self.styles, (level, of_detail, of_layout), strict=True)
         styles = [style(values.flatten(1))[..., None, None].expand(-1, -1, *x.shape[2:]) for style, values in measured]
-        return torch.cat([*styles, x], dim=1)
+        if self.mean is None:
+            return torch.cat([*styles, x], dim=1)
+        drawing = (x - self._mean_at(x).detach()).split(self.drawing, dim=1)
+        return torch.cat([*styles, *map(with_norm, drawing)], dim=1)
+
+    def _mean_at(self, x: Tensor) -> Tensor:
+        """The mean as wide as `x`."""
+        assert self.mean is not None, "norms are preserved"
+        unit = torch.eye(MEAN_SIDE, dtype=self.mean.dtype, device=x.device)[None]
+        along = functional.interpolate(unit, x.shape[-1], mode="linear")[0]
+        return along.T @ self.mean @ along
+
+    def off_centre(self, z: Tensor) -> Tensor | None:
+        """(B,): the square of what elements 4 and 5 lack to a mean of 0; only the mean itself learns from it."""
+        if self.mean is None:
+            return None
+        *_, detail, layout = z.detach().split(self.sizes, dim=1)
+        mean = self._mean_at(z)
+        left = torch.cat([detail[:, :-1], layout[:, :-1]], dim=1) - (mean - mean.detach())
+        return losses.wide(left).square().mean(dim=(1, 2, 3))
 
 
 class PyramidGenerator(Generator):
@@ -127,8 +173,9 @@ class PyramidGenerator(Generator):
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)[::-1]
-        self.sizes = element_sizes(channels[0])
+        self.sizes, self.preserve_norm = element_sizes(channels[0]), config.preserve_norm
         *styles, of_detail, of_layout = self.sizes
+        of_detail, of_layout = of_detail - config.preserve_norm, of_layout - config.preserve_norm
         kinds = (config.kernel_size, config.norm, config.blocks)
         self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in styles)
         self.layout = blocks.hidden_stack([of_layout, *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
@@ -140,6 +187,8 @@ class PyramidGenerator(Generator):
 
     def features(self, z: Tensor, after_block: AfterBlock) -> Tensor:
         *styles, detail, cells = z.split(self.sizes, dim=1)
+        if self.preserve_norm:
+            detail, cells = at_its_norm(detail), at_its_norm(cells)
         styles = [element.mean(dim=(2, 3), keepdim=True) for element in styles]
         level, of_detail, of_layout = (
             linear(element.flatten(1))[..., None, None] for linear, element in zip(self.styles, styles, strict=True)

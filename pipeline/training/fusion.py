@@ -69,6 +69,8 @@ class FusionStage:
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         weights = config.loss_weights.model_dump()
         self.weights = {name: weight for name, weight in weights.items() if weight or name not in EXTRA_TERMS}
+        if config.model.preserve_norm:
+            self.weights["centre"] = 1.0
         self.layer_weights = config.perceptual.layer_weights
         self.owners = latents.owner_matrix(
             config.fusion.reading, config.model.elements, len(LAYERS), config.fusion.map
@@ -163,7 +165,7 @@ class FusionStage:
         B is A rolled by one image, so B' is A' rolled: over the batch the two halves of (7) and (9) are alike.
         """
         images, lambda_, _ = micro
-        again, fused = output  # A' and C
+        again, fused, off_centre = output  # A' and C
         assert fused is not None, "there is a Lambda"
         with self.runtime.autocast():
             scores = self.critic.score(fused)
@@ -177,6 +179,8 @@ class FusionStage:
         }
         if "ssim" in self.weights:  # not the paper's; of A' and of B', which is A' rolled
             terms["ssim"] = 2 * (1 - extra_losses.structural_similarity(again, images))
+        if off_centre is not None:
+            terms["centre"] = off_centre
         return terms, {f"loss_layer/{layer}": term for layer, term in by_layer.items()}
 
     def _features(self, images: Tensor) -> list[Tensor]:

@@ -32,6 +32,8 @@ class PretrainStage:
         self.weights = {"autoencoder": 1.0}
         if config.loss_weights.ssim:
             self.weights["ssim"] = config.loss_weights.ssim / config.loss_weights.reconstruction
+        if config.model.preserve_norm:
+            self.weights["centre"] = 1.0
 
     def begin(self) -> None:
         pass
@@ -40,10 +42,12 @@ class PretrainStage:
         sums = Sums(len(batch))
         for micro in self.runtime.accumulating(self.autoencoder, batch):
             images = self.runtime.images(micro)
-            reconstruction = self.autoencoder(images).reconstruction
+            reconstruction, _, off_centre = self.autoencoder(images)
             terms = {"autoencoder": losses.reconstruction(reconstruction, images)}  # eq. 10
             if "ssim" in self.weights:
                 terms["ssim"] = 1 - extra_losses.structural_similarity(reconstruction, images)
+            if off_centre is not None:
+                terms["centre"] = off_centre
             total = losses.weighted_total(terms, self.weights)
             self.runtime.optimizing.backward(total / len(batch))
             sums.add({f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total})
