@@ -322,7 +322,8 @@ def test_every_parameter_gets_a_gradient(recipe: dict[str, Any]) -> None:
     both = model(**recipe)
     output = both(images(), torch.rand(4, 5))
     assert output.fused is not None
-    output.fused.square().mean().backward()
+    loss = output.fused.square().mean()
+    (loss if output.off_centre is None else loss + output.off_centre.mean()).backward()
     missing = [name for name, p in both.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert missing == []
 
