@@ -89,7 +89,7 @@ def expected_critic_loss(
 def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, owners: Tensor) -> dict[str, Tensor]:
     """The means of the equations' terms, from A, B, A', B' and C; B is the image before A."""
     a, lambda_ = micro.images, micro.lambda_
-    a_again, c = model(a, lambda_)
+    a_again, c, _ = model(a, lambda_)
     before = [i - 1 for i in range(len(a))]
     b, b_again = a[before], a_again[before]
     config, by_layer = stage.context.config, torch.einsum("bn...,nl->bl...", lambda_, owners).unbind(1)
@@ -132,7 +132,7 @@ def test_one_step_is_the_method(
     parts = [
         expected_critic_loss(critic, each, again if "real" in reading else each.images, fused, k, p, endpoints)
         for each in micros
-        for again, fused in [autoencoder(each.images, each.lambda_)]
+        for again, fused, _ in [autoencoder(each.images, each.lambda_)]
     ]
     torch.stack([score + penalty for score, penalty in parts]).mean().backward()
     assert_close_gradients(spy.critic["discriminator"], gradients(critic.parameters()))
