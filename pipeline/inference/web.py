@@ -22,7 +22,7 @@ import pipeline
 from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.data.synth.faces import draw_factors, paint
-from pipeline.inference import landmarks, onnx_files
+from pipeline.inference import onnx_files
 from pipeline.inference.bundle import load_bundle
 from pipeline.inference.fuse import PRESETS
 from pipeline.models import regions
@@ -70,7 +70,7 @@ def write_page(path: Path, out: Path, *, half: bool = False, runtime: Path | Non
     copied = None if runtime is None else _runtime_files(runtime)
     bundle = load_bundle(path)
     size, crop = bundle.image_size, bundle.config.data.crop
-    points = landmarks.usual(regions.SIDE, 218, size, crop)
+    points = bundle.frame
     masks = {name: regions.mask(name, points, size) for name in regions.NAMES}
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     layerwise = bundle.config.fusion.reading == "layerwise"
@@ -87,7 +87,7 @@ def write_page(path: Path, out: Path, *, half: bool = False, runtime: Path | Non
         "trained": bundle.trained,
     }
     out = out.absolute()
-    with files.os_errors_named(out), files.replacing_folder(out) as folder:
+    with files.os_errors_named(out), files.replacing_folder(out, check_replaceable) as folder:
         difference = onnx_files.write_networks(bundle, folder, half=half)
         (folder / "regions.bin").write_bytes(torch.stack(list(masks.values())).byte().numpy().tobytes())
         manifest["examples"] = _write_examples(folder)

@@ -213,7 +213,7 @@ def test_downloads(visit: Visit) -> None:
         animation.seek(frame)
         expected = visit.bundle.fuse(visit.input("A"), visit.input("B"), lambda_)[0]
         shown = torch.tensor(np.asarray(animation.convert("RGB"))).permute(2, 0, 1)
-        assert (coarse(shown) - coarse((expected + 1) * 127.5)).abs().max() < 8, frame
+        assert (coarse(shown) - coarse((expected + 1) * 127.5)).abs().mean() < 5, frame
 
 
 @pytest.mark.parametrize(("button", "rows"), [("#draw-strip", 1), ("#draw-grid", 5)])
@@ -233,8 +233,8 @@ def test_strip_and_grid(visit: Visit, button: str, rows: int) -> None:
         for column, lambda_ in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
             lambdas = [lambda_] * 5 if rows == 1 else [lambda_ if each == row else 1 for each in range(5)]
             expected = (visit.bundle.fuse(a, b, lambdas)[0] + 1) * 127.5
-            assert (coarse(tile(row + 1, column)) - coarse(expected)).abs().max() < 4, (row, column)
-    assert (coarse(tile(0, 0)) - coarse((a[0] + 1) * 127.5)).abs().max() < 4
+            assert (coarse(tile(row + 1, column)) - coarse(expected)).abs().max() < 8, (row, column)
+    assert (coarse(tile(0, 0)) - coarse((a[0] + 1) * 127.5)).abs().max() < 8
     assert download(visit, "#save-sheet").size == (sheet.shape[2], sheet.shape[1])
 
 
