@@ -8,12 +8,14 @@ nothing: torch is imported on first use.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from pipeline.common.version import VERSION
+
 if TYPE_CHECKING:
     from pipeline.inference.bundle import load_bundle
     from pipeline.models import latents, losses
 
 __all__ = ["latents", "load_bundle", "losses"]
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:

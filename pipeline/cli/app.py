@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-import pipeline
 from pipeline.cli import data, results, training, web
 from pipeline.cli.align import align
 from pipeline.cli.bench import commands as bench
 from pipeline.cli.exit_codes import run_app
+from pipeline.common.version import VERSION
 
 HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -51,7 +51,7 @@ for group, measure, example in (
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"latentfuse {pipeline.__version__}")
+        print(f"latentfuse {VERSION}")
         raise typer.Exit
 
 

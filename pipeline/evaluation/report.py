@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import pipeline
+from pipeline.common import version
 from pipeline.common.devices import keep_freed_memory
 from pipeline.common.errors import UserError
 from pipeline.common.progress import progress
@@ -101,7 +101,7 @@ def _measured(
         rows["detectability"] = sections.detectability_rows(learning, found.pictures, config.seed)
     result: dict[str, Any] = {
         "version": VERSION,
-        "latentfuse": pipeline.__version__,
+        "latentfuse": version.VERSION,
         "seed": config.seed,
         "asked": config.model_dump(mode="json") | ({"pairs": pairs} if pairs else {}),
         "bundle": bundle.trained,

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-import pipeline
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.common.version import VERSION
 from pipeline.data.synth.faces import draw_factors, paint
 from pipeline.inference import onnx_files
 from pipeline.inference.bundle import load_bundle
@@ -75,7 +75,7 @@ def write_page(path: Path, out: Path, *, half: bool = False, runtime: Path | Non
     masks = {name: mask for name, mask in masks.items() if mask.any()}
     layerwise = bundle.config.fusion.reading == "layerwise"
     manifest: dict[str, Any] = {
-        "latentfuse": pipeline.__version__,
+        "latentfuse": VERSION,
         "page": 1,
         "size": size,
         "crop": crop,

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
-import pipeline
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.common.version import VERSION
 from pipeline.config.schema import Config
 from pipeline.inference import weights
 from pipeline.inference.bundle import FORMAT
@@ -43,7 +43,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
     wanted = weights.promised(config.model)
     if unlike := weights.difference(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
         raise UserError(f"{found.path}: its weights do not fit its configuration: {trained['weights']} {unlike}")
-    info = {"format": FORMAT, "latentfuse": pipeline.__version__, "config": config.as_dict(), "trained": trained}
+    info = {"format": FORMAT, "latentfuse": VERSION, "config": config.as_dict(), "trained": trained}
     said = {"format": "pt", "image_size": str(config.data.image_size)}
     info |= measured(config, found.module(trained["weights"]), trained["data_hash"])
     try:
@@ -91,7 +91,6 @@ Fuses two photographs by mixing {config.model.elements} elements of their latent
 `Z_C = Lambda o Z_A + (1 - Lambda) o Z_B`, then `C = G(Z_C)`. Images are {size} x {size}.
 
 ```python
-import pipeline
 bundle = pipeline.load_bundle("path/of/this/folder")
 fused = bundle.fuse("a.jpg", "b.jpg", [1, 0.5, 0, 0, 1])  # (1, 3, {size}, {size}) in [-1, 1]
 ```
