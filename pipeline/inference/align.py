@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipeline.common.errors import UserError
 from pipeline.data import images
 from pipeline.inference import detector, landmarks, similarity
 from pipeline.inference.bundle import Bundle
@@ -53,6 +54,9 @@ def framed(bundle: Bundle, path: Path, find: bool, given: Path | None = None) ->
         known = landmarks.of_photograph(path, *fit, given)
         faces = [cut.inverse.points(known)] if known else detector.find_faces(photograph)
     if faces:
+        width, height = photograph.size
+        if given is not None and not any(0 <= x < width and 0 <= y < height for x, y in faces[0].values()):
+            raise UserError(f"{given}: its landmarks all lie outside of {path}")
         move = similarity.between(faces[0], bundle.frame, given or path)
         picture = similarity.warp(photograph, move, (bundle.image_size, bundle.image_size))
         more = f"{path}: {len(faces)} faces; the largest is taken" if len(faces) > 1 else ""

@@ -125,7 +125,8 @@ class Tracker:
         rate = means["speed/images_per_second"]
         width = len(str(self.total_steps))
         left = str(timedelta(seconds=round(seconds_left)))
-        cells = [f"{self.stage} {step:>{width}}/{self.total_steps}", f"{left:>8} left", f"{rate:7.1f} images/s"]
+        where = f"{self.stage} {step}/{self.total_steps}"
+        cells = [f"{where:<{len(self.stage) + 2 + 2 * width}}", f"{left:>8} left", f"{rate:7.1f} images/s"]
         if math.isfinite(self.steps_per_epoch):
             cells.insert(1, f"epoch {step / self.steps_per_epoch:.1f}")
         rates = [value for name, value in means.items() if name.startswith("learning_rate/")]

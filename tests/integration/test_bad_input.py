@@ -92,7 +92,8 @@ def test_an_odd_picture_is_read_as_rgb(trained: Trained, tmp_path: Path, kind: s
     odd.save(source / name)
     expected = torch.from_numpy(np.array(odd.convert("RGB"))).permute(2, 0, 1).float()
     assert (images.read(source / name).float() - expected).abs().mean() < 6  # of 255: JPEG is lossy
-    result = latentfuse("fuse", trained.bundle, source / name, trained.photographs[1], "-o", tmp_path / "fused.png")
+    pair = (source / name, trained.photographs[1])
+    result = latentfuse("fuse", trained.bundle, *pair, "--align", "no", "-o", tmp_path / "fused.png")
     assert result.code == 0 and not result.errors
     out = tmp_path / "out"
     assert latentfuse("shard", source, out, "--split", "0.3", "--workers", "1").code == 0

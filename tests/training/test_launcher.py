@@ -86,6 +86,7 @@ def test_a_refused_job_ends_with_one_line(trained: Trained, tmp_path: Path, monk
         latentfuse(*arguments).assert_one_line("rank 9: RANK: 9, but WORLD_SIZE is 2")
     assert not run.exists()
     run.mkdir()
+    (run / ".lock").touch()  # as a run's folder has
     (run / "status.json").write_text('{"state": "finished"}')
     latentfuse(*arguments).assert_one_line("MASTER_ADDR, MASTER_PORT: missing")
     assert '"failed"' in (run / "status.json").read_text()

@@ -41,7 +41,7 @@ def test_means_over_the_steps_since_the_last_line(
     means = tracker.flush(3, {"learning_rate/autoencoder": 0.125})
     assert means["loss/total"] == 3 and means["critic/real"] == -3
     line = capsys.readouterr().out
-    assert line.startswith("train  3/10  ") and " left  " in line and "rate 1.2e-01" in line
+    assert line.startswith("train 3/10   ") and " left  " in line and "rate 1.2e-01" in line
     assert "wasserstein" not in line and "reconstruction" in line
     tracker.add({"loss/total": torch.tensor(5.0)}, 8)
     tracker.flush(4, {})
