@@ -97,8 +97,8 @@ def test_a_closed_pipe_saves(trained: Trained, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     arguments = tiny_arguments(tmp_path / "run", trained.shards, *ENDLESS)
     job = start_command(tmp_path / "job", "pretrain", *arguments, prepare=into_a_pipe, PIPE=str(tmp_path / "pipe"))
-    with (tmp_path / "pipe").open() as pipe:  # as `| head -1` does
-        assert pipe.readline().startswith("pretrain 1/"), job.finish()
+    with (tmp_path / "pipe").open() as pipe:  # as `| head` does
+        assert any(line.startswith("pretrain 1/") for line in pipe), job.finish()
     job.finish().assert_one_line("stopped by a closed pipe", code=75)
     assert saved_step(tmp_path / "run")
 
