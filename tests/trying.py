@@ -79,12 +79,13 @@ def limit() -> None:
 
 
 def contents(root: Path, works_in: Path | None = None) -> dict[str, str]:
-    """What everything below `root` is; of `works_in` the hidden files alone, which is how temporary ones are named."""
+    """What everything below `root` is; of `works_in` only what is hidden, as temporary files are, but for its lock."""
     found = {}
     for parent, folders, names in os.walk(root):
         for name in (*folders, *names):
             path = Path(parent, name)
-            if works_in is None or (works_in not in path.parents and path != works_in) or name.startswith("."):
+            inside = works_in is not None and (works_in in path.parents or path == works_in)
+            if not inside or (name.startswith(".") and name != ".lock"):
                 found[str(path)] = _content(path)
     return found
 

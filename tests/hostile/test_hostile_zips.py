@@ -51,6 +51,8 @@ def odd_headers(whole: bytes) -> dict[str, bytes]:
         "other names in the list": whole[: whole.index(CENTRAL)]
         + whole[whole.index(CENTRAL) :].replace(b"001", b"007"),
         "a list of half the files": patched(whole, CENTRAL, 0, b"XXXX"),
+        "a comment that holds the next entry": patched(whole, CENTRAL, 32, word.pack(53)),
+        "an extra field that holds the next entry": patched(whole, CENTRAL, 30, word.pack(53)),
         "a NUL in a name": whole.replace(b"002.jpg", b"0\x002.jpg"),
         "a name that is no text": whole[: whole.index(CENTRAL)]
         + patched(whole, CENTRAL, 8, word.pack(0x800))[whole.index(CENTRAL) :].replace(b"001", b"\xff\xfe1"),

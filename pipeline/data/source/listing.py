@@ -19,6 +19,8 @@ MAX_FILE_BYTES = files.MOST_IMAGE
 """A zip of a megabyte may claim gigabytes; larger files are not read."""
 
 _ROOTED = re.compile(r"\A(\.?/)+")  # of paths like /a.jpg and ./a.jpg
+_ENTRY = b"PK\1\2"
+"""What an entry of a zip's list begins with."""
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error, zlib.error)
 """What `zipfile` raises on damaged and odd zips; RuntimeError includes NotImplementedError."""
 
@@ -95,6 +97,8 @@ class FileReader:
             raise UserError(f"{self.location}: damaged zip: {error}; copy it again") from None
         found: dict[str, File] = {}
         for member in members:
+            if _ENTRY in member.extra or _ENTRY in member.comment:  # its length is damaged: the next one would be lost
+                raise UserError(f"{self.location}: damaged zip: {member.filename}: no end; copy it again")
             path = _ROOTED.sub("", member.filename)
             if member.is_dir() or not wanted(path):
                 self._check_name(member)
