@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Resampling
 
 from pipeline.common import files
 from pipeline.common.devices import slow_precision
@@ -20,7 +19,7 @@ from pipeline.data.shards.format import PLAN, load_manifest
 from pipeline.evaluation.report import VERSION, evaluate
 from pipeline.evaluation.table import as_table
 from pipeline.inference import bundle as bundles
-from pipeline.inference import fuse
+from pipeline.inference import fuse, picture_files
 from pipeline.training import checkpoint, loop
 from pipeline.training.context import Context
 from pipeline.training.export import export_bundle, provenance
@@ -30,8 +29,8 @@ from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
 
-STRIPS, SHOWN_SIDE = 4, 128
-"""Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
+STRIPS = 4
+"""Held-out pairs in the strip that `run` ends with."""
 PAINTED = "synth"
 """The value of `data.source` that stands for painted faces."""
 
@@ -221,8 +220,7 @@ def _finish(config: Config, runtime: Runtime) -> None:
     print(as_table(metrics), flush=True)
     shown = images.first(2 * STRIPS).to(runtime.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
-    enlarged = max(1, SHOWN_SIDE // bundle.image_size)
-    fuse.save(strips.resize((strips.width * enlarged, strips.height * enlarged), Resampling.NEAREST), made["strip"])
+    picture_files.save(strips, made["strip"])
     print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
 
 
