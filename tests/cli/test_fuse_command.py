@@ -47,7 +47,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def texts_of(path: Path) -> dict[str, str]:
     """What a PNG says of itself."""
     with Image.open(path) as picture:
-        return {name: str(text) for name, text in picture.info.items()}
+        return {str(name): str(text) for name, text in picture.info.items()}
 
 
 def assert_shows(path: Path, fused: torch.Tensor) -> None:
@@ -152,8 +152,9 @@ def test_each_pair_has_its_own_lambda(trained: Trained, loaded: Bundle, tmp_path
     many = ("fuse", trained.bundle, "--pairs", list_of_pairs(tmp_path, *lines), "--out-dir", tmp_path / "out")
     assert latentfuse(*many, "--scale", "1").code == 0
     paths = sorted((tmp_path / "out").iterdir())
-    for path, fused in zip(paths, ((a, b, [1, 0.5, 0, 0, 1]), (a, b, 0.5), (b, a, 0.0)), strict=True):
-        assert_shows(path, loaded.fuse(*fused))
+    expected = (loaded.fuse(a, b, [1, 0.5, 0, 0, 1]), loaded.fuse(a, b, 0.5), loaded.fuse(b, a, 0.0))
+    for path, fused in zip(paths, expected, strict=True):
+        assert_shows(path, fused)
     assert [texts_of(path)["lambda"] for path in paths] == ["1,0.5,0,0,1", "0.5", "0"]
     latentfuse(*many, "--strip", "3").assert_one_line("pairs.csv:2: has a lambda of its own; leave out")
 

@@ -46,7 +46,7 @@ def inked(picture: Image.Image, left: int, top: int, right: int, bottom: int) ->
 
 
 def test_text_stands_above_columns_and_left_of_rows(texts: Texts) -> None:
-    rows = [[face(-0.1), face(0.1)], [face(0.2), None], [None, face(0.3)]]
+    rows: list[list[Tensor | None]] = [[face(-0.1), face(0.1)], [face(0.2), None], [None, face(0.3)]]
     picture = pictures.labelled(rows, ["A", "B"], ["", "1 light\nand colour"], headings={2: ["", "lambda 0"]})
     for value, text in ((-0.1, "A"), (0.1, "B"), (0.3, "lambda 0")):
         left, top, right, bottom = box(picture, value)
@@ -89,7 +89,7 @@ def test_small_faces_stand_apart_so_that_their_text_can_be_read(texts: Texts) ->
 def test_text_grows_with_the_faces() -> None:
     def height_of_a(least: int) -> int:
         picture = pictures.labelled([[face(0.1)]], ["A"], least=least)
-        dark = np.nonzero((np.asarray(picture) < 60).all(2).any(1))[0]
+        dark = np.flatnonzero((np.asarray(picture).max(axis=2) < 60).any(axis=1))
         return int(dark.max() - dark.min())
 
     assert height_of_a(1) == height_of_a(LEAST) and height_of_a(4 * LEAST) > 3 * height_of_a(LEAST)
