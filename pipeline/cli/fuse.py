@@ -13,6 +13,7 @@ from pipeline.common.errors import UserError, one_line
 
 MOST_TOLD = 10
 """Pairs of a list that are named where they cannot be fused."""
+FALLING = "from 1 to 0 in {} images"
 
 
 class Asked(NamedTuple):
@@ -143,7 +144,7 @@ def _fuse_one(folder: Path, photographs: tuple[Path, Path], out: Path, asked: As
     framed, where, notices = _prepared(bundle, photographs, asked)
     if asked.animate is None:
         picture, lambda_ = _drawn(bundle, framed, where, asked, *_elements_and_lambda(folder, bundle, asked))
-        picture_files.save(picture, out, _about(folder) | {"lambda": lambda_})
+        picture_files.save(picture, out, about(folder, lambda_))
     else:
         a, b, out = framed[0].image, framed[1].image, asked.animate
         picture_files.save_moving(fusing.moving(bundle, a, b, where, _least(bundle, asked)), out)
@@ -164,7 +165,7 @@ def _fuse_many(folder: Path, listed: Path, out_dir: Path, asked: Asked, device: 
     if given and (asked.several or asked.lambda_ or asked.preset):
         raise UserError(f"{given.where}: has a lambda of its own; leave out --lambda, --preset, --strip and --grid")
     elements, lambda_ = _elements_and_lambda(folder, bundle, asked)
-    about, failed = _about(folder), 0
+    failed = 0
     for pair in progress(pairs, "pairs", len(pairs)):
         try:
             framed, where, notices = _prepared(bundle, (pair.a, pair.b), asked)
@@ -174,11 +175,12 @@ def _fuse_many(folder: Path, listed: Path, out_dir: Path, asked: Asked, device: 
             failed += 1
             notices = [str(problem)] if failed <= MOST_TOLD else []
         else:
-            picture_files.save(picture, out_dir / f"{pair.name}.png", about | {"lambda": text})
+            picture_files.save(picture, out_dir / f"{pair.name}.png", about(folder, text))
         for notice in notices:
             print(one_line(f"fuse: {pair.where}: {notice}"), file=sys.stderr)
     if failed:
-        raise UserError(f"{listed}: {failed} of {len(pairs)} pairs could not be fused; the others are in {out_dir}")
+        others = f"; the others are in {out_dir}" if failed < len(pairs) else ""
+        raise UserError(f"{listed}: {failed} of {len(pairs)} pairs could not be fused{others}")
     print(f"{out_dir}: {len(pairs)} pictures")
 
 
@@ -190,7 +192,7 @@ def _elements_and_lambda(folder: Path, bundle: Any, asked: Asked) -> tuple[Any, 
     if asked.preset is not None:
         lambda_: float | list[float] = fusing.preset(asked.preset, bundle)
     elif asked.lambda_ is not None:
-        lambda_ = fusing.parse_lambda(asked.lambda_)
+        lambda_ = fusing.parse_lambda(asked.lambda_, bundle.elements)
     else:
         lambda_ = 0.5 if asked.region is None and asked.mask is None else 0.0  # all of B inside of a region
     return described_elements(folder, bundle.config.model), lambda_
@@ -229,11 +231,11 @@ def _drawn(
     a, b, least = framed[0].image, framed[1].image, _least(bundle, asked)
     if asked.strip is not None:
         strip = fusing.strips(bundle, [(a, b)], asked.strip, where, asked.columns, least)
-        return strip, f"from 1 to 0 in {asked.strip} images"
+        return strip, FALLING.format(asked.strip)
     if asked.grid:
         count = asked.columns or fusing.GRID_COLUMNS
         picture = fusing.grid(bundle, a, b, count, elements, least)
-        return picture, f"of one element after the other from 1 to 0 in {count} images"
+        return picture, f"of one element after the other {FALLING.format(count)}"
     text = ",".join(f"{value:g}" for value in (lambda_ if isinstance(lambda_, list) else [lambda_]))
     fused = fusing.single(bundle, a, b, lambda_, where, 1 if asked.paste else least)
     return fusing.pasted(bundle, fused, framed[0], where) if asked.paste else fused, text
@@ -246,10 +248,11 @@ def _least(bundle: Any, asked: Asked) -> int:
     return LEAST if asked.scale is None else asked.scale * int(bundle.image_size)
 
 
-def _about(folder: Path) -> dict[str, str]:
-    """What a PNG says of where it comes from."""
+def about(folder: Path, lambda_: str) -> dict[str, str]:
+    """What a PNG says of itself: by what program, command and bundle it was made, and what lambda it shows."""
     from pipeline.common.version import VERSION
     from pipeline.inference.described import bundle_hash
 
     command = one_line(shlex.join(["latentfuse", *sys.argv[1:]]))
-    return {"Software": f"latentfuse {VERSION}", "bundle": bundle_hash(folder), "command": command}
+    made_by = {"Software": f"latentfuse {VERSION}", "bundle": bundle_hash(folder), "command": command}
+    return made_by | {"lambda": lambda_}

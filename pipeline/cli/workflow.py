@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pipeline.cli.fuse import FALLING, about
 from pipeline.common import files
 from pipeline.common.devices import slow_precision
 from pipeline.common.errors import LostRank, UserError
@@ -29,8 +30,8 @@ from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
 
-STRIPS = 4
-"""Held-out pairs in the strip that `run` ends with."""
+STRIPS, STRIP = 4, 6
+"""Held-out pairs in the picture that `run` ends with, and fused images of each."""
 PAINTED = "synth"
 """The value of `data.source` that stands for painted faces."""
 
@@ -219,8 +220,8 @@ def _finish(config: Config, runtime: Runtime) -> None:
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
     shown = images.first(2 * STRIPS).to(runtime.device).split(1)
-    strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
-    picture_files.save(strips, made["strip"])
+    strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), STRIP)
+    picture_files.save(strips, made["strip"], about(made["bundle"], FALLING.format(STRIP)))
     print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
 
 

@@ -42,19 +42,25 @@ class Region(NamedTuple):
     """Nothing says where A's face is: it was taken to be aligned as CelebA's are."""
 
 
-def parse_lambda(text: str, where: str = "--lambda") -> list[float] | float:
+def parse_lambda(text: str, elements: int | None = None, where: str = "--lambda") -> list[float] | float:
     """`0.5` for all elements, or `1,0.5,0,0,1`.
 
     Args:
-        where: it is written, for the message.
+        elements: how many the bundle has; None: how many numbers there are, and their range, is checked later.
+        where: the text stands, for messages.
 
     Raises:
-        UserError: if it is not made of numbers.
+        UserError: if it is not made of numbers, or they are not what the bundle takes.
     """
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{where} {text}: expected numbers in [0, 1], for example 0.5 or 1,0.5,0,0,1") from None
+    if elements is not None and len(values) not in (1, elements):
+        raise UserError(f"{where}: {len(values)} values: this bundle takes 1 or {elements}")
+    outside = [value for value in values if not 0 <= value <= 1]
+    if elements is not None and outside:
+        raise UserError(f"{where}: {outside[0]:.8g} is outside [0, 1]")
     return values if len(values) > 1 else values[0]
 
 

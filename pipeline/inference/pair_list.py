@@ -75,15 +75,5 @@ def _pair(path: Path, where: str, cells: list[str], header: list[str], elements:
         if not os.path.isfile(photograph):  # pathlib raises for names that no file can have
             raise UserError(f"{where}: {name}: {str(photograph)[:200]}: no such file")
     stems = [re.sub(r"[^\w-]+", "_", photograph.stem)[:LONGEST_STEM] for photograph in photographs]
-    lambda_ = _lambda(where, cells[2], elements) if cells[2:] and cells[2] else None
+    lambda_ = parse_lambda(cells[2], elements, f"{where}: lambda") if cells[2:] and cells[2] else None
     return Pair(where, photographs[0], photographs[1], lambda_, f"{number:04d}-{stems[0]}-{stems[1]}")
-
-
-def _lambda(where: str, text: str, elements: int) -> float | list[float]:
-    lambda_ = parse_lambda(text, f"{where}: lambda")
-    values = lambda_ if isinstance(lambda_, list) else [lambda_]
-    if len(values) not in (1, elements):
-        raise UserError(f"{where}: lambda: {len(values)} values: this bundle takes 1 or {elements}")
-    if outside := [value for value in values if not 0 <= value <= 1]:
-        raise UserError(f"{where}: lambda: {outside[0]:.8g} is outside [0, 1]")
-    return lambda_

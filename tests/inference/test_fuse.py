@@ -186,7 +186,7 @@ def test_rows_of_the_grid_are_named_as_the_bundle_says(
         (("--columns", "3"), "--columns 3: is for --strip and --grid"),
         (("--columns", "3", "--animate", "c.gif"), "--columns 3: is for --strip and --grid"),
         (("--paste", "--scale", "2"), "--scale 2: --paste keeps the size"),
-        (("--strip", "1000", "--scale", "16"), "--scale"),
+        (("--strip", "150", "--scale", "16"), "(--scale)"),
         (("--device", "tpu"), "--device tpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
