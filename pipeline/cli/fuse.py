@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from pipeline.cli.options import Device, open_bundle
 from pipeline.common.errors import UserError, one_line
 
 MOST_TOLD = 10
-"""Pairs of a list that are named where they cannot be fused."""
+"""Pairs of a list that are named where they cannot be fused, and where there is something to say of them."""
 FALLING = "from 1 to 0 in {} images"
 
 
@@ -165,23 +166,31 @@ def _fuse_many(folder: Path, listed: Path, out_dir: Path, asked: Asked, device: 
     if given and (asked.several or asked.lambda_ or asked.preset):
         raise UserError(f"{given.where}: has a lambda of its own; leave out --lambda, --preset, --strip and --grid")
     elements, lambda_ = _elements_and_lambda(folder, bundle, asked)
-    failed = 0
+    said: Counter[str] = Counter()
     for pair in progress(pairs, "pairs", len(pairs)):
         try:
             framed, where, notices = _prepared(bundle, (pair.a, pair.b), asked)
             own = lambda_ if pair.lambda_ is None else pair.lambda_
             picture, text = _drawn(bundle, framed, where, asked, elements, own)
         except UserError as problem:
-            failed += 1
-            notices = [str(problem)] if failed <= MOST_TOLD else []
-        else:
-            picture_files.save(picture, out_dir / f"{pair.name}.png", about(folder, text))
+            _say("failed", f"{pair.where}: {problem}", said)
+            continue
+        picture_files.save(picture, out_dir / f"{pair.name}.png", about(folder, text))
         for notice in notices:
-            print(one_line(f"fuse: {pair.where}: {notice}"), file=sys.stderr)
-    if failed:
+            _say("notices", f"{pair.where}: {notice}", said)
+    if said["notices"] > MOST_TOLD:
+        print(f"fuse: and {said['notices'] - MOST_TOLD} more lines of this kind", file=sys.stderr)
+    if failed := said["failed"]:
         others = f"; the others are in {out_dir}" if failed < len(pairs) else ""
         raise UserError(f"{listed}: {failed} of {len(pairs)} pairs could not be fused{others}")
     print(f"{out_dir}: {len(pairs)} pictures")
+
+
+def _say(kind: str, line: str, said: Counter[str]) -> None:
+    """Print a line, unless many of its kind were said already."""
+    said[kind] += 1
+    if said[kind] <= MOST_TOLD:
+        print(one_line(f"fuse: {line}"), file=sys.stderr)
 
 
 def _elements_and_lambda(folder: Path, bundle: Any, asked: Asked) -> tuple[Any, float | list[float]]:

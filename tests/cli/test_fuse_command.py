@@ -171,6 +171,16 @@ def test_a_pair_that_cannot_be_fused_does_not_stop_the_others(trained: Trained, 
     assert told[-1] == f"latentfuse: {pairs}: 12 of 13 pairs could not be fused; the others are in {out}"
 
 
+def test_what_there_is_to_say_of_many_pairs_is_bounded(trained: Trained, tmp_path: Path) -> None:
+    a, b = trained.photographs
+    pairs = list_of_pairs(tmp_path, "a,b", *[f"{a},{b}"] * 12)
+    many = ("fuse", trained.bundle, "--pairs", pairs, "--out-dir", tmp_path / "out", "--scale", "1")
+    result = latentfuse(*many, "--region", "eyes")
+    told = result.errors.splitlines()
+    assert result.code == 0 and len(told) == 11 and told[-1] == "fuse: and 2 more lines of this kind"
+    assert told[9].startswith(f"fuse: {pairs}:11: {a} has no landmarks")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

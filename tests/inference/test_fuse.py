@@ -169,6 +169,11 @@ def test_rows_of_the_grid_are_named_as_the_bundle_says(
         words = element_labels(described_elements(folder, bundle.config.model))
         assert words == ["element 1", "2 hair", "element 3", "element 4", "element 5"]
         assert after.height == len(before) and not np.array_equal(np.asarray(after), before)
+    del info["elements"]  # as bundles of before
+    (folder / "config.json").write_text(json.dumps(info))
+    assert latentfuse("fuse", folder, *trained.photographs, *small, "-o", tmp_path / "q.png").code == 0
+    with Image.open(tmp_path / "q.png") as old:
+        assert np.array_equal(np.asarray(old), before)
 
 
 @pytest.mark.parametrize(
