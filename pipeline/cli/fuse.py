@@ -163,8 +163,8 @@ def _fuse_many(folder: Path, listed: Path, out_dir: Path, asked: Asked, device: 
     bundle = open_bundle(folder, device)
     pairs = pair_list.read_pairs(listed, bundle.elements)
     given = next((pair for pair in pairs if pair.lambda_ is not None), None)
-    if given and (asked.several or asked.lambda_ or asked.preset):
-        raise UserError(f"{given.where}: has a lambda of its own; leave out --lambda, --preset, --strip and --grid")
+    if given and asked.several:
+        raise UserError(f"{given.where}: has a lambda, of which {asked.several} shows all; leave out one of them")
     elements, lambda_ = _elements_and_lambda(folder, bundle, asked)
     said: Counter[str] = Counter()
     for pair in progress(pairs, "pairs", len(pairs)):

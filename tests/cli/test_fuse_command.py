@@ -150,13 +150,13 @@ def test_each_pair_has_its_own_lambda(trained: Trained, loaded: Bundle, tmp_path
     a, b = trained.photographs
     lines = ("a,b,lambda", f'{a},{b},"1,0.5,0,0,1"', f"{a},{b},", f"{b},{a},0")
     many = ("fuse", trained.bundle, "--pairs", list_of_pairs(tmp_path, *lines), "--out-dir", tmp_path / "out")
-    assert latentfuse(*many, "--scale", "1").code == 0
+    assert latentfuse(*many, "--scale", "1", "--lambda", "0.7").code == 0
     paths = sorted((tmp_path / "out").iterdir())
-    expected = (loaded.fuse(a, b, [1, 0.5, 0, 0, 1]), loaded.fuse(a, b, 0.5), loaded.fuse(b, a, 0.0))
+    expected = (loaded.fuse(a, b, [1, 0.5, 0, 0, 1]), loaded.fuse(a, b, 0.7), loaded.fuse(b, a, 0.0))
     for path, fused in zip(paths, expected, strict=True):
         assert_shows(path, fused)
-    assert [texts_of(path)["lambda"] for path in paths] == ["1,0.5,0,0,1", "0.5", "0"]
-    latentfuse(*many, "--strip", "3").assert_one_line("pairs.csv:2: has a lambda of its own; leave out")
+    assert [texts_of(path)["lambda"] for path in paths] == ["1,0.5,0,0,1", "0.7", "0"]
+    latentfuse(*many, "--strip", "3").assert_one_line("pairs.csv:2: has a lambda, of which --strip shows all")
 
 
 def test_a_pair_that_cannot_be_fused_does_not_stop_the_others(trained: Trained, tmp_path: Path) -> None:
