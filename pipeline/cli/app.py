@@ -8,6 +8,7 @@ from pipeline.cli import data, results, training, web
 from pipeline.cli.align import align
 from pipeline.cli.bench import commands as bench
 from pipeline.cli.exit_codes import run_app
+from pipeline.cli.fuse import fuse
 from pipeline.common.version import VERSION
 
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -32,7 +33,7 @@ for panel, command, example in (
     (RESULTS, results.export, "export runs/default bundle"),
     (RESULTS, results.evaluate, "evaluate bundle shards/test --out evaluation"),
     (RESULTS, results.compare, "compare one/metrics.json other/metrics.json"),
-    (RESULTS, results.fuse, "fuse bundle a.jpg b.jpg --lambda 0.5 --out fused.png"),
+    (RESULTS, fuse, "fuse bundle a.jpg b.jpg --lambda 0.5 --out fused.png"),
     (RESULTS, results.features, "features a.jpg --arch vgg16 --weights vgg16.safetensors"),
     (RESULTS, web.play, "play bundle"),
     (RESULTS, web.web, "web bundle page"),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL.Image import Resampling
 
+from pipeline.cli.fuse import FALLING, about
 from pipeline.common import files
 from pipeline.common.devices import slow_precision
 from pipeline.common.errors import LostRank, UserError
@@ -20,7 +20,7 @@ from pipeline.data.shards.format import PLAN, load_manifest
 from pipeline.evaluation.report import VERSION, evaluate
 from pipeline.evaluation.table import as_table
 from pipeline.inference import bundle as bundles
-from pipeline.inference import fuse
+from pipeline.inference import fuse, picture_files
 from pipeline.training import checkpoint, loop
 from pipeline.training.context import Context
 from pipeline.training.export import export_bundle, provenance
@@ -30,8 +30,8 @@ from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
 
-STRIPS, SHOWN_SIDE = 4, 128
-"""Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
+STRIPS, STRIP = 4, 6
+"""Held-out pairs in the picture that `run` ends with, and fused images of each."""
 PAINTED = "synth"
 """The value of `data.source` that stands for painted faces."""
 
@@ -220,9 +220,8 @@ def _finish(config: Config, runtime: Runtime) -> None:
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
     shown = images.first(2 * STRIPS).to(runtime.device).split(1)
-    strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
-    enlarged = max(1, SHOWN_SIDE // bundle.image_size)
-    fuse.save(strips.resize((strips.width * enlarged, strips.height * enlarged), Resampling.NEAREST), made["strip"])
+    strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), STRIP)
+    picture_files.save(strips, made["strip"], about(made["bundle"], FALLING.format(STRIP)))
     print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)
 
 

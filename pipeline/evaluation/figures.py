@@ -14,10 +14,13 @@ from pipeline.evaluation.pairs import FacePairs
 from pipeline.inference import charts, fuse, pictures
 from pipeline.measures.distances import named
 from pipeline.measures.path import STEPS
+from pipeline.models.elements import element_labels, element_names
 from pipeline.models.perceptual import PerceptualNetwork
 
 SHOWN = 8
 """Test faces in the figures."""
+STRIP = 6
+"""Fused images from A to B."""
 STRONGEST = 7
 """Channels of each layer that `feature_maps` shows."""
 
@@ -27,14 +30,15 @@ def figures(faces: FacePairs, result: dict[str, Any]) -> dict[str, Image]:
     """File name without ending -> picture, of some faces and of `result`."""
     bundle, dataset = faces.bundle, faces.dataset
     images = dataset.first(SHOWN).to(bundle.device)
-    strips = [[a, *pictures.strip(bundle, a, b, 6), b] for a, b in zip(images[::2], images[1::2], strict=False)]
-    elements = [f"element {n}" for n in range(1, bundle.elements + 1)]
+    strips = [[a, *pictures.strip(bundle, a, b, STRIP), b] for a, b in zip(images[::2], images[1::2], strict=False)]
+    back = bundle.generate(bundle.encode(images))
+    elements = element_labels(element_names(bundle.config.model))
     effects = np.array(result["effects"]["matrix"])
     drawn = {
-        "reconstruction": pictures.tile([list(images), list(bundle.generate(bundle.encode(images)))]),
-        "strips": pictures.tile(strips),
+        "reconstruction": pictures.labelled([list(images), list(back)], labels=["A", "A'"]),
+        "strips": pictures.labelled(strips, ["A", *pictures.falling_headings(STRIP), "B"]),
         "half_way": _half_way(faces),
-        "elements": fuse.grid(bundle, images[:1], images[1:2], 6),
+        "elements": fuse.grid(bundle, images[:1], images[1:2], fuse.GRID_COLUMNS),
         "effects": charts.heat_map(effects, elements, LAYERS, "effect of flipping one element"),
     }
     if "path" in result:

@@ -29,7 +29,7 @@ FIGURES = ("reconstruction", "strips", "half_way", "elements", "effects", "path"
 NAMES = (METRICS, PER_IMAGE, TABLE, *(f"{name}.png" for name in FIGURES))
 NAME = "evaluation"
 """Of the temporary folder, which is in OUT."""
-TRIAL = 4 * 2**20
+TRIAL = 8 * 2**20
 """Bytes that there must be room for before anything is measured; an evaluation takes up to some megabytes."""
 DIGITS = 6
 MOST_ROWS, MOST_COLUMNS = 50_000, 2**14

@@ -11,7 +11,8 @@ from torch import Tensor
 
 def heat_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str) -> Image.Image:
     """A matrix (rows, columns) as colours and numbers."""
-    figure = Figure(figsize=(1.6 + 0.9 * len(columns), 1.2 + 0.5 * len(rows)), dpi=100, layout="constrained")
+    beside = 0.7 + 0.08 * max(map(len, rows))  # inches
+    figure = Figure(figsize=(beside + 0.9 * len(columns), 1.2 + 0.5 * len(rows)), dpi=100, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max()), 1e-12), aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=90 if len(columns) > 8 else 0)

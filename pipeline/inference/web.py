@@ -24,9 +24,9 @@ from pipeline.common.version import VERSION
 from pipeline.data.synth.faces import draw_factors, paint
 from pipeline.inference import onnx_files
 from pipeline.inference.bundle import load_bundle
+from pipeline.inference.described import described_elements
 from pipeline.inference.fuse import PRESETS
 from pipeline.models import regions
-from pipeline.models.elements import Element, element_names
 
 MANIFEST, INDEX = "manifest.json", "index.html"
 PAGE_FILES = (INDEX, "page.js", "page.css")
@@ -41,8 +41,6 @@ CDN_PLACE = "RUNTIME-ORIGIN"
 """In index.html, where the content security policy names what else than the page's own server may be asked."""
 EXAMPLES, EXAMPLES_SEED = 4, 7
 PRESET_TITLES = {"content-style": "Content of A, style of B"}
-LONGEST_TEXT = 200
-"""Characters of an element's name or sentence."""
 
 
 class Written(NamedTuple):
@@ -124,18 +122,6 @@ def check_replaceable(out: Path) -> None:
     strange = sorted(path.name for path in out.iterdir() if path.name not in manifest["files"])
     if strange:
         raise UserError(f"{out}: {strange[0]} in it is not the page's; move it away or name another folder")
-
-
-def described_elements(path: Path, config: Any) -> list[Element]:
-    """Name and sentence of each element: those in the bundle's config.json, else those of its structure."""
-    given = json.loads((path / "config.json").read_bytes()).get("elements")
-    usual = element_names(config)
-    if not isinstance(given, list) or len(given) != len(usual):
-        return usual
-    texts = [(each.get("name"), each.get("text")) if isinstance(each, dict) else (None, None) for each in given]
-    if not all(isinstance(text, str) and len(text) <= LONGEST_TEXT for pair in texts for text in pair):
-        return usual
-    return [Element(str(name), str(text)) for name, text in texts]
 
 
 def _runtime_files(package: Path) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """What the elements of a structure are, in words for people who use a model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pipeline.config.schema import ModelConfig
@@ -26,3 +27,12 @@ def element_names(config: ModelConfig) -> list[Element]:
     if config.structure == "pyramid":
         return list(PYRAMID)
     return [Element(f"element {number}", "") for number in range(1, config.elements + 1)]
+
+
+def element_labels(elements: Sequence[Element]) -> list[str]:
+    """Number and name of each, as `1 light and colour`."""
+    unnamed = [f"element {number}" for number in range(1, len(elements) + 1)]
+    return [
+        plain if element.name == plain else f"{number} {element.name}"
+        for number, (plain, element) in enumerate(zip(unnamed, elements, strict=True), 1)
+    ]

@@ -15,6 +15,7 @@ from pipeline.common.version import VERSION
 from pipeline.config.schema import Config
 from pipeline.inference import weights
 from pipeline.inference.bundle import FORMAT
+from pipeline.models.elements import element_names
 from pipeline.models.perceptual import FeatureScales
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.measured import measured
@@ -44,6 +45,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
     if unlike := weights.difference(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()}):
         raise UserError(f"{found.path}: its weights do not fit its configuration: {trained['weights']} {unlike}")
     info = {"format": FORMAT, "latentfuse": VERSION, "config": config.as_dict(), "trained": trained}
+    info["elements"] = [element._asdict() for element in element_names(config.model)]
     said = {"format": "pt", "image_size": str(config.data.image_size)}
     info |= measured(config, found.module(trained["weights"]), trained["data_hash"])
     try:

@@ -28,6 +28,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import load_bundle
 from pipeline.config.schema import LAYERS, Config
 from pipeline.data.shards.reader import ShardReader
+from pipeline.inference.pictures import GAP, LEAST
 from pipeline.training import checkpoint
 from pipeline.training.context import Context
 from pipeline.training.fusion import FusionStage
@@ -100,7 +101,7 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
     newest, _ = checkpoint.newest(run / "train" / "checkpoints")
     assert newest is not None and load_bundle(run / "bundle").trained["checkpoint"] == newest.digest
     with Image.open(run / "strip.png") as strip:
-        assert strip.size == (4 * (6 * 34 - 2), 4 * (4 * 34 - 2))  # two pairs of test images, enlarged
+        assert strip.width == 6 * LEAST + 5 * GAP and strip.height > 4 * (LEAST + GAP)  # two pairs of test images
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     assert metrics["bundle"]["checkpoint"] == newest.digest and "| reconstruction L1 |" in first.out
 

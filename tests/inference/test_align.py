@@ -104,12 +104,12 @@ def test_without_looking_for_faces_the_centre_is_taken(bundle: Bundle, own: tupl
 @needs_extra
 def test_fuse_aligns_both_and_says_no_more(folder: Path, bundle: Bundle, own: tuple[Path, Path]) -> None:
     out = own[0].with_name("c.png")
-    result = latentfuse("fuse", folder, *own, "-o", out)
+    result = latentfuse("fuse", folder, *own, "--scale", "1", "-o", out)
     assert (result.code, result.out, result.errors) == (0, f"{out}\n", "")
     a, b = (align.framed(bundle, path, find=True).image for path in own)
     shown = images.normalise(images.read(out))
     assert (shown - bundle.fuse(a, b, 0.5)[0]).abs().max() < 0.01
-    latentfuse("fuse", folder, *own, "--align", "no", "-o", out)
+    latentfuse("fuse", folder, *own, "--align", "no", "--scale", "1", "-o", out)
     assert (images.normalise(images.read(out)) - bundle.fuse(*own, 0.5)[0]).abs().max() < 0.01
     assert latentfuse("fuse", folder, *own, "--align", "yes", "-o", out).code == 2
 
@@ -117,7 +117,7 @@ def test_fuse_aligns_both_and_says_no_more(folder: Path, bundle: Bundle, own: tu
 @needs_extra
 def test_regions_lie_where_the_face_was_found(folder: Path, bundle: Bundle, own: tuple[Path, Path]) -> None:
     out = own[0].with_name("c.png")
-    result = latentfuse("fuse", folder, *own, "--region", "mouth", "-o", out)
+    result = latentfuse("fuse", folder, *own, "--region", "mouth", "--scale", "1", "-o", out)
     assert (result.code, result.errors) == (0, "")
     a, b = (align.framed(bundle, path, find=True) for path in own)
     assert a.points is not None
@@ -195,8 +195,8 @@ def test_paste_of_a_region_changes_that_alone(folder: Path, own: tuple[Path, Pat
 
 
 def test_paste_is_of_one_picture(folder: Path, own: tuple[Path, Path]) -> None:
-    for other in (("--strip", "3"), ("--grid",)):
-        latentfuse("fuse", folder, *own, "--paste", *other).assert_one_line("leave out --strip or --grid")
+    for other in (("--strip", "3"), ("--grid",), ("--animate", "c.gif")):
+        latentfuse("fuse", folder, *own, "--paste", *other).assert_one_line(f"leave out {other[0]}")
 
 
 @pytest.mark.parametrize(

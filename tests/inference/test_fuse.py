@@ -1,6 +1,7 @@
 """Pictures of fused faces: where each image is in them, and what it is; and regions of them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,13 @@ import pipeline
 from pipeline.common.errors import UserError
 from pipeline.inference import detector, fuse, landmarks
 from pipeline.inference.bundle import Bundle
-from pipeline.inference.pictures import GAP
+from pipeline.inference.described import described_elements
+from pipeline.inference.pictures import GAP, LEAST
 from pipeline.models import regions
+from pipeline.models.elements import element_labels
 
 SIDE = 32
+SCALE = LEAST // SIDE
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +53,16 @@ def drawn(trained: Trained, out: Path, *arguments: object) -> np.ndarray:
         return np.asarray(picture)
 
 
-def tile(picture: np.ndarray, row: int, column: int) -> np.ndarray:
-    top, left = row * (SIDE + GAP), column * (SIDE + GAP)
-    return picture[top : top + SIDE, left : left + SIDE]
+def rows_of(picture: np.ndarray) -> list[np.ndarray]:
+    """The rows of faces, from the highest. Between them is white, or black text on white, without any colour."""
+    coloured = np.ptp(picture.astype(int), axis=2).max(axis=1) > 8
+    edges = np.flatnonzero(np.diff([False, *coloured, False]))
+    return [picture[top:bottom] for top, bottom in zip(edges[::2], edges[1::2], strict=True) if bottom - top > SIDE]
+
+
+def tile(row: np.ndarray, column: int, left: int = 0) -> np.ndarray:
+    start = left + column * (LEAST + GAP)
+    return row[:, start : start + LEAST]
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -60,9 +71,11 @@ def pixels(image: Tensor) -> np.ndarray:
     return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
-def assert_same(shown: np.ndarray, image: Tensor) -> None:
-    assert shown.shape == (SIDE, SIDE, 3)
-    assert np.abs(shown.astype(int) - pixels(image)).max() <= 1
+def assert_same(shown: np.ndarray, image: Tensor, scale: int = 1) -> None:
+    size = scale * SIDE, scale * SIDE
+    expected = np.asarray(Image.fromarray(pixels(image)).resize(size, Image.Resampling.BICUBIC)).astype(int)
+    assert shown.shape == expected.shape
+    assert np.abs(shown - expected).max() <= scale  # rounding is enlarged, too
 
 
 def test_fusing_imports_no_training_and_no_charts() -> None:
@@ -92,34 +105,75 @@ def test_one_number_or_one_for_each() -> None:
 def test_a_single_picture_is_the_fused_image(
     trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path, arguments: tuple[str], lambda_: Any
 ) -> None:
-    picture = drawn(trained, tmp_path / "new folder" / "c.png", *arguments)
+    picture = drawn(trained, tmp_path / "new folder" / "c.png", *arguments, "--scale", "1")
     assert_same(picture, bundle.fuse(*pair, lambda_))
+    assert_same(drawn(trained, tmp_path / "c.png", *arguments), bundle.fuse(*pair, lambda_), LEAST // SIDE)
 
 
 def test_the_strip_is_the_papers_figure(
     trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     picture = drawn(trained, tmp_path / "p.png", "--strip", 6)
-    assert picture.shape == (2 * SIDE + GAP, 6 * SIDE + 5 * GAP, 3)
-    assert_same(tile(picture, 0, 0), pair[0])
-    assert_same(tile(picture, 0, 5), pair[1])
-    assert all((tile(picture, 0, column) == 255).all() for column in range(1, 5))
+    inputs, fused = rows_of(picture)
+    assert picture.shape[1] == 6 * LEAST + 5 * GAP
+    assert_same(tile(inputs, 0), pair[0], SCALE)
+    assert_same(tile(inputs, 5), pair[1], SCALE)
+    assert all((tile(inputs, column) == 255).all() for column in range(1, 5))
     for column, lambda_ in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
-        assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_))
+        assert_same(tile(fused, column), bundle.fuse(*pair, lambda_), SCALE)
+
+
+def test_a_long_strip_goes_on_in_further_rows(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    inputs, *rows = rows_of(drawn(trained, tmp_path / "p.png", "--strip", "9", "--columns", "4"))
+    assert len(rows) == 3 and inputs.shape[1] == 4 * LEAST + 3 * GAP
+    assert_same(tile(inputs, 3), pair[1], SCALE)
+    for row, column, lambda_ in ((0, 0, 1), (0, 3, 0.625), (1, 0, 0.5), (2, 0, 0)):
+        assert_same(tile(rows[row], column), bundle.fuse(*pair, lambda_), SCALE)
 
 
 def test_each_row_of_the_grid_moves_one_element(
     trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    picture = drawn(trained, tmp_path / "p.png", "--grid")
-    assert picture.shape == (6 * SIDE + 5 * GAP, 6 * SIDE + 5 * GAP, 3)
-    assert_same(tile(picture, 0, 0), pair[0])
-    assert_same(tile(picture, 0, 5), pair[1])
-    for element in range(5):
-        for column, moved in enumerate((1, 0.8, 0.6, 0.4, 0.2, 0)):
+    inputs, *rows = rows_of(drawn(trained, tmp_path / "p.png", "--grid", "--columns", "3"))
+    left = inputs.shape[1] - 4 * LEAST - 3 * GAP
+    assert left > 60, "the elements are named there"
+    assert_same(tile(inputs, 0, left), pair[0], SCALE)
+    assert_same(tile(inputs, 2, left), pair[1], SCALE)
+    back, ends = bundle.fuse(*pair, 1), []
+    for element, row in enumerate(rows):
+        for column, moved in enumerate((1, 0.5, 0)):
             lambdas = [1.0] * 5
             lambdas[element] = moved
-            assert_same(tile(picture, element + 1, column), bundle.fuse(*pair, lambdas))
+            assert_same(tile(row, column, left), bundle.fuse(*pair, lambdas), SCALE)
+        ends.append(bundle.fuse(*pair, lambdas))
+    differences = [(end - back).abs().mean(dim=1, keepdim=True).expand(1, 3, SIDE, SIDE) for end in ends]
+    largest = max(float(each.max()) for each in differences)
+    for row, difference in zip(rows, differences, strict=True):
+        assert_same(tile(row, 3, left), difference / largest * 2 - 1, SCALE)
+
+
+def test_rows_of_the_grid_are_named_as_the_bundle_says(
+    trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    small = ("--grid", "--scale", "1", "--columns", "2")
+    before = drawn(trained, tmp_path / "p.png", *small)
+    folder = Path(shutil.copytree(trained.bundle, tmp_path / "bundle"))
+    info = json.loads((folder / "config.json").read_text())
+    assert [each["name"] for each in info["elements"]] == [f"element {n}" for n in range(1, 6)]
+    info["elements"][1]["name"] = "hair"
+    (folder / "config.json").write_text(json.dumps(info))
+    assert latentfuse("fuse", folder, *trained.photographs, *small, "-o", tmp_path / "q.png").code == 0
+    with Image.open(tmp_path / "q.png") as after:
+        words = element_labels(described_elements(folder, bundle.config.model))
+        assert words == ["element 1", "2 hair", "element 3", "element 4", "element 5"]
+        assert after.height == len(before) and not np.array_equal(np.asarray(after), before)
+    del info["elements"]  # as bundles of before
+    (folder / "config.json").write_text(json.dumps(info))
+    assert latentfuse("fuse", folder, *trained.photographs, *small, "-o", tmp_path / "q.png").code == 0
+    with Image.open(tmp_path / "q.png") as old:
+        assert np.array_equal(np.asarray(old), before)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +187,11 @@ def test_each_row_of_the_grid_moves_one_element(
         (("--preset", "swap"), "known are: content-style"),
         (("--grid", "--strip", "3"), "give one of them"),
         (("--lambda", "1", "--preset", "content-style"), "give one of them"),
+        (("--animate", "c.webp", "--strip", "3"), "give one of them"),
+        (("--columns", "3"), "--columns 3: is for --strip and --grid"),
+        (("--columns", "3", "--animate", "c.gif"), "--columns 3: is for --strip and --grid"),
+        (("--paste", "--scale", "2"), "--scale 2: --paste keeps the size"),
+        (("--strip", "150", "--scale", "16"), "(--scale)"),
         (("--device", "tpu"), "--device tpu"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
@@ -170,11 +229,12 @@ def test_no_room_leaves_the_picture_that_was_there(trained: Trained, tmp_path: P
 
 
 def test_ctrl_c_while_writing_leaves_nothing(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Image.Image, path: Path, **_: object) -> None:
-        Path(path).write_bytes(b"half")
+    def interrupt(self: Path, _: object) -> None:
+        with self.open("wb") as stream:
+            stream.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Image.Image, "save", interrupt)
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
     result = latentfuse("fuse", trained.bundle, *trained.photographs, "-o", tmp_path / "c.png")
     result.assert_one_line("Ctrl-C", code=130)
     assert not listing(tmp_path)
@@ -205,7 +265,9 @@ def test_a_named_region_is_fused_where_the_landmarks_are(
     elsewhere.write_text(json.dumps({"landmarks": LANDMARKS}))
 
     def mouth(*arguments: object, notice: str = "") -> np.ndarray:
-        result = latentfuse("fuse", trained.bundle, *photographs, "--region", "mouth", *arguments, "-o", out)
+        result = latentfuse(
+            "fuse", trained.bundle, *photographs, "--region", "mouth", *arguments, "--scale", "1", "-o", out
+        )
         assert (result.code, result.errors) == (0, notice), result
         with Image.open(out) as picture:
             return np.asarray(picture)
@@ -237,7 +299,7 @@ def test_a_feather_leaves_the_rest_as_it_was(
     left = regions.mask("left", {}, SIDE)
     z_a, z_b = bundle.encode(pair[0]), bundle.encode(pair[1])
     fused = fuse.fuse_inside(bundle, z_a, z_b, 0.0, fuse.Region(left, 3))
-    assert_same(drawn(trained, tmp_path / "c.png", "--region", "left", "--feather", "3"), fused)
+    assert_same(drawn(trained, tmp_path / "c.png", "--region", "left", "--feather", "3"), fused, SCALE)
     assert torch.equal(fused[..., 19:], back[..., 19:])
     assert torch.equal(fused[..., :13], bundle.fuse(*pair, 0.0, left)[..., :13])
     sharp = fuse.fuse_inside(bundle, z_a, z_b, 0.0, fuse.Region(left, 0))
@@ -255,7 +317,8 @@ def test_a_mask_is_white_where_b_enters(
     mask = fuse.masked_region(bundle, tmp_path / "mask.png", trained.photographs[0]).mask
     assert (mask[:, :15] == 1).all() and (mask[:, 17:] == 0).all()  # resizing may blur the edge
     assert mask[:, 15].min() > 0.8 and mask[:, 16].max() < 0.2
-    assert_same(drawn(trained, tmp_path / "c.png", "--mask", tmp_path / "mask.png"), bundle.fuse(*pair, 0, mask))
+    masked = drawn(trained, tmp_path / "c.png", "--mask", tmp_path / "mask.png", "--scale", "1")
+    assert_same(masked, bundle.fuse(*pair, 0, mask))
 
 
 def test_a_mask_of_the_size_of_a_is_cropped_as_a_is(trained: Trained, bundle: Bundle, tmp_path: Path) -> None:
@@ -268,11 +331,11 @@ def test_a_mask_of_the_size_of_a_is_cropped_as_a_is(trained: Trained, bundle: Bu
 
 
 def test_the_strip_of_a_region(trained: Trained, bundle: Bundle, pair: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    picture = drawn(trained, tmp_path / "p.png", "--region", "right", "--strip", "3")
-    assert_same(tile(picture, 0, 0), pair[0])
-    assert_same(tile(picture, 0, 2), pair[1])
+    inputs, fused = rows_of(drawn(trained, tmp_path / "p.png", "--region", "right", "--strip", "3"))
+    assert_same(tile(inputs, 0), pair[0], SCALE)
+    assert_same(tile(inputs, 2), pair[1], SCALE)
     for column, lambda_ in enumerate((1, 0.5, 0)):
-        assert_same(tile(picture, 1, column), bundle.fuse(*pair, lambda_, regions.mask("right", {}, SIDE)))
+        assert_same(tile(fused, column), bundle.fuse(*pair, lambda_, regions.mask("right", {}, SIDE)), SCALE)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from running import Trained, file_size_limit, latentfuse, listing
 
 import pipeline
 from pipeline.common.errors import UserError
-from pipeline.config.schema import ModelConfig
 from pipeline.inference import onnx_files, web
 from pipeline.inference.bundle import Bundle
 from pipeline.models import regions
@@ -161,28 +160,6 @@ def test_without_the_extra_it_says_what_to_install(
     latentfuse("web", trained.bundle, tmp_path / "page").assert_one_line("pip install 'latentfuse[web]'")
     latentfuse("play", trained.bundle, "--port", 0).assert_one_line("pip install 'latentfuse[web]'")
     assert listing(tmp_path) == set()
-
-
-GIVEN = [{"name": f"name {n}", "text": f"Sentence {n}."} for n in range(5)]
-
-
-@pytest.mark.parametrize(
-    ("given", "first"),
-    [
-        (GIVEN, "name 0"),
-        (None, "element 1"),
-        (GIVEN[:4], "element 1"),
-        ([*GIVEN[:4], {"name": 5, "text": ""}], "element 1"),
-        ([*GIVEN[:4], "text"], "element 1"),
-        ([*GIVEN[:4], {"name": "x" * 10_000, "text": ""}], "element 1"),
-    ],
-)
-def test_words_for_elements_come_from_the_bundle(tmp_path: Path, given: Any, first: str) -> None:
-    """And are those of the structure, where it has none of the right kind."""
-    (tmp_path / "config.json").write_text(json.dumps({"elements": given}))
-    elements = web.described_elements(tmp_path, ModelConfig())
-    assert len(elements) == 5
-    assert elements[0].name == first
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"latentfuse": "0"}', '{"latentfuse": "0", "page": 1, "files": [1]}', "["])

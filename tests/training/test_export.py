@@ -31,6 +31,7 @@ def test_holds_no_pickle_and_says_where_it_comes_from(trained: Trained) -> None:
     assert len({path.stat().st_mode for path in trained.bundle.iterdir()}) == 1, "whoever may read one may read all"
     info = json.loads((trained.bundle / "config.json").read_text())
     assert info["config"]["model"]["base_channels"] == 2
+    assert info["elements"] == [{"name": f"element {n}", "text": ""} for n in range(1, 6)]
     assert (info["trained"]["stage"], info["trained"]["step"], info["trained"]["images_seen"]) == ("train", 4, 16)
     card = (trained.bundle / "README.md").read_text()
     assert "random weights: a demonstration" in card and info["trained"]["data_hash"][:16] in card
