@@ -106,7 +106,7 @@ class ModelConfig(Section):
     warp: bool = False
     """Only with `pyramid`: element 5 also moves the pixels of the drawn face."""
     preserve_norm: bool = False
-    """Only with `pyramid`: elements 4 and 5 of a mix are as far from the mean face as those of its two faces."""
+    """Only with `pyramid`: the elements of a mix are as far from the mean face as those of its two faces."""
     discriminator_norm: Norm = "layer"
     """Normalisation in the discriminator: `batch` as in the paper; with `layer`, GroupNorm(1, C), the gradient penalty
     of an image depends on that image alone."""

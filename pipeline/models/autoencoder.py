@@ -18,7 +18,7 @@ class FusionOutput(NamedTuple):
     fused: Tensor | None
     """C = G(Z_C), (B, 3, H, W) in [-1, 1]; None without a Lambda."""
     off_centre: Tensor | None
-    """Of the encoder's method of that name, (B,)."""
+    """Of the encoder's method of that name, ()."""
 
 
 class FusionAutoencoder(nn.Module):

@@ -28,7 +28,7 @@ class Encoder(nn.Module):
         return z
 
     def off_centre(self, z: Tensor) -> Tensor | None:
-        """How far the latents' mean is from 0, (B,); None where it may be anything."""
+        """How far the latents' mean is from 0, (); None where it may be anything."""
         return None
 
 

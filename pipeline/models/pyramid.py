@@ -20,8 +20,8 @@ LAYOUT_BLOCKS, LAYOUT_CELL = 2, 4
 """Blocks of G that draw the layout, and how wide one of its cells is on features of half the image's side."""
 REACH = 0.2
 """How far a warp moves a pixel at most, in shares of the picture's side."""
-MEAN_SIDE = 4
-"""Rows and columns at which the mean of elements 4 and 5 is kept; other sides are interpolated."""
+MOST_STRETCHED = 1.5
+"""How many times its length a mixed element gets at most; two that have nothing in common need the root of 2."""
 NORM_FLOOR = 1e-6
 """Added to a mean square before its root is taken."""
 DEVIATION_FLOOR = 1e-4
@@ -109,10 +109,10 @@ def at_its_norm(element: Tensor) -> Tensor:
     """Inverse of `with_norm`, which brings a mix back to its norm: (B, c + 1, h, w) -> (B, c, h, w).
 
     The mean of two faces' deviations from the mean face is shorter than either: a paler, more average face. Its last
-    channel has the mean of their norms.
+    channel has the mean of their norms. What nearly cancels, such as light and dark, stays short.
     """
-    drawing, wanted = element.tensor_split([-1], dim=1)
-    return drawing * (wanted.mean(dim=(2, 3), keepdim=True) / norm(drawing))
+    inner, wanted = element.tensor_split([-1], dim=1)
+    return inner * (wanted.mean(dim=(2, 3), keepdim=True) / norm(inner)).clamp(max=MOST_STRETCHED)
 
 
 class PyramidEncoder(Encoder):
@@ -120,17 +120,16 @@ class PyramidEncoder(Encoder):
 
     Of the `Bands` of each channel element 1 gets the level, 2 the deviation of the detail, 3 that of the layout.
     Elements 4 and 5 are what the other blocks find in detail and layout, each divided by its deviation. Where norms are
-    preserved, their mean over faces is taken from them, and the last channel of each is its norm.
+    preserved, the last channel of each element is its norm, and its mean over faces is kept at 0 (`off_centre`).
     """
 
     def __init__(self, config: ModelConfig) -> None:
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)
-        self.sizes = element_sizes(channels[-1])
-        self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in self.sizes[:STYLES])
-        self.drawing = [size - config.preserve_norm for size in self.sizes[STYLES:]]
-        channels[-1] = sum(self.drawing)
-        self.mean = nn.Parameter(torch.zeros(channels[-1], MEAN_SIDE, MEAN_SIDE)) if config.preserve_norm else None
+        self.sizes, self.preserve_norm = element_sizes(channels[-1]), config.preserve_norm
+        self.inner = [size - config.preserve_norm for size in self.sizes]
+        self.styles = nn.ModuleList(nn.Linear(channels[0], size) for size in self.inner[:STYLES])
+        channels[-1] = sum(self.inner[STYLES:])
         self.body = blocks.down_stack(channels, config.kernel_size, config.norm, config.blocks)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -142,26 +141,19 @@ class PyramidEncoder(Encoder):
             x = block(x)
         measured = zip(self.styles, (level, of_detail, of_layout), strict=True)
         styles = [style(values.flatten(1))[..., None, None].expand(-1, -1, *x.shape[2:]) for style, values in measured]
-        if self.mean is None:
-            return torch.cat([*styles, x], dim=1)
-        drawing = (x - self._mean_at(x).detach()).split(self.drawing, dim=1)
-        return torch.cat([*styles, *map(with_norm, drawing)], dim=1)
-
-    def _mean_at(self, x: Tensor) -> Tensor:
-        """The mean as wide as `x`."""
-        assert self.mean is not None, "norms are preserved"
-        unit = torch.eye(MEAN_SIDE, dtype=self.mean.dtype, device=x.device)[None]
-        along = functional.interpolate(unit, x.shape[-1], mode="linear")[0]
-        return along.T @ self.mean @ along
+        elements = [*styles, *x.split(self.inner[STYLES:], dim=1)]
+        return torch.cat([*map(with_norm, elements)] if self.preserve_norm else elements, dim=1)
 
     def off_centre(self, z: Tensor) -> Tensor | None:
-        """(B,): the square of what elements 4 and 5 lack to a mean of 0; only the mean itself learns from it."""
-        if self.mean is None:
+        """The square of the latents' mean over faces, (), as half of the batch times the other half.
+
+        The square of one mean would also hold the spread of the faces, which is not to shrink.
+        """
+        if not self.preserve_norm:
             return None
-        *_, detail, layout = z.detach().split(self.sizes, dim=1)
-        mean = self._mean_at(z)
-        left = torch.cat([detail[:, :-1], layout[:, :-1]], dim=1) - (mean - mean.detach())
-        return losses.wide(left).square().mean(dim=(1, 2, 3))
+        inner = losses.wide(torch.cat([element[:, :-1] for element in z.split(self.sizes, dim=1)], dim=1))
+        one, other = (half.mean(dim=0) for half in inner.tensor_split(2))
+        return (one * other).mean()
 
 
 class PyramidGenerator(Generator):
@@ -174,8 +166,7 @@ class PyramidGenerator(Generator):
         nn.Module.__init__(self)
         channels = blocks.widths(config.base_channels)[::-1]
         self.sizes, self.preserve_norm = element_sizes(channels[0]), config.preserve_norm
-        *styles, of_detail, of_layout = self.sizes
-        of_detail, of_layout = of_detail - config.preserve_norm, of_layout - config.preserve_norm
+        *styles, of_detail, of_layout = (size - config.preserve_norm for size in self.sizes)
         kinds = (config.kernel_size, config.norm, config.blocks)
         self.styles = nn.ModuleList(nn.Linear(size, channels[-1]) for size in styles)
         self.layout = blocks.hidden_stack([of_layout, *channels[1 : 1 + LAYOUT_BLOCKS]], *kinds)
@@ -186,9 +177,8 @@ class PyramidGenerator(Generator):
         self.body = blocks.up_stack([of_detail, *channels[1:]], *kinds)
 
     def features(self, z: Tensor, after_block: AfterBlock) -> Tensor:
-        *styles, detail, cells = z.split(self.sizes, dim=1)
-        if self.preserve_norm:
-            detail, cells = at_its_norm(detail), at_its_norm(cells)
+        elements = z.split(self.sizes, dim=1)
+        *styles, detail, cells = map(at_its_norm, elements) if self.preserve_norm else elements
         styles = [element.mean(dim=(2, 3), keepdim=True) for element in styles]
         level, of_detail, of_layout = (
             linear(element.flatten(1))[..., None, None] for linear, element in zip(self.styles, styles, strict=True)

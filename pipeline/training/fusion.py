@@ -68,7 +68,9 @@ class FusionStage:
         }
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         weights = config.loss_weights.model_dump()
-        self.weights = {name: weight for name, weight in weights.items() if weight or name not in EXTRA_TERMS}
+        self.uses_perceptual = bool(weights["content"] or weights["style"])
+        left_out = EXTRA_TERMS if self.uses_perceptual else (*EXTRA_TERMS, "content", "style")
+        self.weights = {name: weight for name, weight in weights.items() if weight or name not in left_out}
         if config.model.preserve_norm:
             self.weights["centre"] = 1.0
         self.layer_weights = config.perceptual.layer_weights
@@ -169,14 +171,16 @@ class FusionStage:
         assert fused is not None, "there is a Lambda"
         with self.runtime.autocast():
             scores = self.critic.score(fused)
-        by_layer = self._perceptual_terms(fused, images, lambda_)
         terms = {
             "adversarial": losses.adversarial_generator(scores),  # (2), (3)
-            "content": self._sum_of_layers(CONTENT_LAYERS, by_layer),  # (4)
-            "style": self._sum_of_layers(STYLE_LAYERS, by_layer),  # (5), (6)
             "reconstruction": 2 * losses.reconstruction(again, images) + _endpoint_term(fused, images, lambda_),  # (7)
             "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(again),  # (8), (9)
         }
+        by_layer = dict[str, Tensor]()
+        if self.uses_perceptual:  # P takes a fifth of a step
+            by_layer = self._perceptual_terms(fused, images, lambda_)
+            terms["content"] = self._sum_of_layers(CONTENT_LAYERS, by_layer)  # (4)
+            terms["style"] = self._sum_of_layers(STYLE_LAYERS, by_layer)  # (5), (6)
         if "ssim" in self.weights:  # not the paper's; of A' and of B', which is A' rolled
             terms["ssim"] = 2 * (1 - extra_losses.structural_similarity(again, images))
         if off_centre is not None:

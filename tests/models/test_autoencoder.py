@@ -10,7 +10,7 @@ from torch.nn import functional
 from pipeline.config.schema import ModelConfig
 from pipeline.models.autoencoder import FusionAutoencoder, rolled
 from pipeline.models.networks import Encoder, Generator
-from pipeline.models.pyramid import at_its_norm, bands, norm, spread, warped
+from pipeline.models.pyramid import MOST_STRETCHED, at_its_norm, bands, norm, spread, warped
 
 OURS = {"blocks": "residual", "norm": "none", "structure": "pyramid"}
 WARPED = {**OURS, "warp": True, "preserve_norm": True}
@@ -206,37 +206,37 @@ def test_a_new_warp_moves_nothing_and_learns() -> None:
 
 @torch.no_grad()
 def test_a_mix_is_as_far_from_the_mean_face_as_its_faces() -> None:
-    """Elements 4 and 5: their last channel is their norm, to which a mix, which is shorter, is brought back."""
+    """The last channel of an element is its norm. A mix, which is shorter, is brought back to it."""
     both, batch = model(base_channels=8, **WARPED), images(8)
-    encoder: Any = both.encoder
-    nn.init.normal_(encoder.mean)
     z = both.encoder(batch)
     mixed = both.mix(z, rolled(z), torch.full((5,), 0.5))
-    for of_ends, of_mix in zip(z.split(both.sizes, 1)[3:], mixed.split(both.sizes, 1)[3:], strict=True):
+    for of_ends, of_mix in zip(z.split(both.sizes, 1), mixed.split(both.sizes, 1), strict=True):
         torch.testing.assert_close(norm(of_ends[:, :-1]), of_ends[:, -1:, :1, :1])
-        wanted = (norm(of_ends[:, :-1]) + norm(rolled(of_ends)[:, :-1])) / 2
-        assert (norm(of_mix[:, :-1]) < wanted).all()
-        torch.testing.assert_close(norm(at_its_norm(of_mix)), wanted)
-        torch.testing.assert_close(at_its_norm(of_ends), of_ends[:, :-1])
+        wanted, short = (norm(of_ends[:, :-1]) + norm(rolled(of_ends)[:, :-1])) / 2, norm(of_mix[:, :-1])
+        assert (short < wanted).all()
+        torch.testing.assert_close(norm(at_its_norm(of_mix)), torch.minimum(wanted, MOST_STRETCHED * short))
+        assert torch.equal(at_its_norm(of_ends), of_ends[:, :-1])
 
 
-@pytest.mark.parametrize("size", [32, 64])
-def test_the_mean_of_the_latents_is_learned_from_them_alone(size: int) -> None:
-    """It moves their mean to 0, and nothing else gets a gradient from it."""
-    both, batch = model(base_channels=4, **WARPED), images(6, size)
-    encoder: Any = both.encoder
-    adam = torch.optim.Adam([encoder.mean], 0.05)
-    before = list[float]()
-    for _ in range(200):
+def test_the_mean_of_the_latents_is_brought_to_zero() -> None:
+    """By E, which learns from it alone; the spread of the faces stays."""
+    both, batch = model(base_channels=4, **WARPED), images(64)
+    adam = torch.optim.Adam(both.parameters(), 1e-3)
+
+    def drawn() -> Tensor:
+        return torch.cat([each[:, :-1] for each in both.encoder(batch).split(both.sizes, 1)], dim=1)
+
+    before = drawn().detach()
+    for _ in range(100):
         off_centre = both(batch).off_centre
-        assert off_centre is not None and off_centre.shape == (6,)
+        assert off_centre is not None and off_centre.dim() == 0
         adam.zero_grad()
-        off_centre.mean().backward()
-        before.append(off_centre.mean().item())
+        off_centre.backward()
         adam.step()
-    assert all(each.grad is None for name, each in both.named_parameters() if name != "encoder.mean")
-    drawn = [each[:, :-1] for each in both.encoder(batch).split(both.sizes, 1)[3:]]
-    assert max(each.mean(0).abs().max().item() for each in drawn) < 0.05 < before[0]
+    assert all(each.grad is None for name, each in both.generator.named_parameters())
+    after = drawn().detach()
+    assert after.mean(0).square().mean() < 0.1 * before.mean(0).square().mean()
+    assert after.std(0).mean() > 0.5 * before.std(0).mean()
 
 
 @torch.no_grad()
