@@ -29,6 +29,7 @@ from pipeline.training.heartbeat import leave
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
+from pipeline.training.trackers import check_installed
 
 STRIPS, SHOWN_SIDE = 4, 128
 """Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
@@ -84,6 +85,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     with ExitStack() as stack:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
         runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
+        runtime.ranks.on_main(lambda: check_installed(config.tracking.trackers))
         with runtime.ranks.lost_ranks_named():  # before the status is told
             try:
                 yield runtime

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.data.loading.loader import FaceImages
 from pipeline.training.context import Context
 from pipeline.training.stage import Stage
+from pipeline.training.trackers import BOARD
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -32,8 +33,11 @@ def opening(stage: Stage, context: Context, done: int) -> str:
         f"{config.data.image_size}",
         "steps": f"{stage.total_steps:,}, {f'resumed at {done:,}' if done else 'from the beginning'}",
         "folder": str(config.run_dir / stage.name),
-        "TensorBoard": f"tensorboard --logdir {config.run_dir / 'tensorboard'}",
     }
+    if BOARD in config.tracking.trackers:
+        rows["TensorBoard"] = f"tensorboard --logdir {config.run_dir / BOARD}"
+    if others := [name for name in config.tracking.trackers if name != BOARD]:
+        rows["trackers"] = ", ".join(others)
     width = max(map(len, rows))
     return "\n".join([f"{stage.name}:", *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
