@@ -17,7 +17,7 @@ HELD_OUT = ("held_out/L1", "held_out/SSIM", "held_out/sharpness")
 FUSION = ("fusion/half_way_ghost", "fusion/half_way_sharpness", "fusion/own_share", "fusion/leakage")
 RESULTS = (*FUSION, *HELD_OUT)
 """What HPARAMS shows beside the configuration, whatever the stage: TensorBoard has one list for all of them."""
-LAYOUT = {
+LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "1. fusion of held-out faces": {
         "half-way: ghost (0 is best), sharpness (1 is best)": FUSION[:2],
         "elements: own share (up), leakage (down)": FUSION[2:],
@@ -74,8 +74,9 @@ class Board:
             # Hide the events of steps that the resumed run makes again.
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
             self._writer.add_custom_scalars(_charts())
+            self._events: Any = self._writer.file_writer
             for summary in started:
-                self._writer.file_writer.add_summary(summary)
+                self._events.add_summary(summary)
             self._writer.add_text("1. how to read this board", HOW_TO_READ)
             indented = "".join(f"    {line}\n" for line in dump(config).splitlines())  # code, in Markdown
             self._writer.add_text("2. configuration", indented, step)
@@ -94,7 +95,7 @@ class Board:
     def close(self, finished: bool) -> None:
         with os_errors_named(self.folder):
             if finished:
-                self._writer.file_writer.add_summary(self._ended)
+                self._events.add_summary(self._ended)
             self._writer.close()
 
 

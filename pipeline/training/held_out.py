@@ -43,7 +43,8 @@ def fusion_measures(
     """
     z = _in_batches(bundle.encode, images, at_once)
     back = _in_batches(bundle.generate, z, at_once)
-    between = _in_batches(lambda pairs: bundle.fuse(*pairs.unbind(1), 0.5), torch.stack([z, rolled(z)], 1), at_once)
+    pairs = torch.stack([z, rolled(z)], dim=1)
+    between = _in_batches(lambda some: bundle.fuse(some[:, 0], some[:, 1], 0.5), pairs, at_once)
     halves = half_way(between, back, rolled(back), images, rolled(images))
     effects = effect_matrix(bundle.fuse, perceptual, z.split(at_once), bundle.elements)
     kept = separation(effects.double().square().numpy())

@@ -58,7 +58,7 @@ def test_the_loss_scale_is_shown_under_fp16_alone(
     tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracker = new_tracker(tmp_path, runtime)
-    for step, scaler in ((1, None), (2, torch.amp.GradScaler("cpu", init_scale=8.0))):
+    for step, scaler in ((1, None), (2, torch.GradScaler("cpu", init_scale=8.0))):
         if scaler is not None:
             scaler.scale(torch.ones(1))  # it makes its scale at the first loss
         monkeypatch.setattr(runtime.accelerator, "scaler", scaler)
