@@ -74,9 +74,8 @@ class Board:
             # Hide the events of steps that the resumed run makes again.
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
             self._writer.add_custom_scalars(_charts())
-            self._events: Any = self._writer.file_writer
             for summary in started:
-                self._events.add_summary(summary)
+                self._add(summary)
             self._writer.add_text("1. how to read this board", HOW_TO_READ)
             indented = "".join(f"    {line}\n" for line in dump(config).splitlines())  # code, in Markdown
             self._writer.add_text("2. configuration", indented, step)
@@ -95,8 +94,12 @@ class Board:
     def close(self, finished: bool) -> None:
         with os_errors_named(self.folder):
             if finished:
-                self._events.add_summary(self._ended)
+                self._add(self._ended)
             self._writer.close()
+
+    def _add(self, summary: Any) -> None:
+        events: Any = self._writer
+        events.file_writer.add_summary(summary)
 
 
 def _charts() -> dict[str, dict[str, list[Any]]]:

@@ -41,7 +41,8 @@ class Shows(Protocol):
 def check_installed(trackers: Iterable[str]) -> None:
     """Raises UserError for one that is not."""
     for name in trackers:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:  # without an origin it is a folder of that name, as wandb makes one
             package = name.replace("_", "-")
             raise UserError(f"tracking.trackers: {name} is not installed; pip install {package}, or leave it out")
 
