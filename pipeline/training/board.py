@@ -19,12 +19,15 @@ RESULTS = (*FUSION, *HELD_OUT)
 """What HPARAMS shows beside the configuration, whatever the stage: TensorBoard has one list for all of them."""
 LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
     "1. fusion of held-out faces": {
-        "half-way: ghost (0 is best), sharpness (1 is best)": FUSION[:2],
-        "elements: own share (up), leakage (down)": FUSION[2:],
+        "ghost half-way (lower is better)": FUSION[:1],
+        "sharpness half-way (1: as A' and B')": FUSION[1:2],
+        "own share of elements (to 1)": FUSION[2:3],
+        "leakage of elements (to 0)": FUSION[3:],
     },
     "2. reconstruction of held-out faces": {
-        "SSIM and sharpness (1 is best)": HELD_OUT[1:],
-        "L1 (0 is best)": HELD_OUT[:1],
+        "L1 (to 0)": HELD_OUT[:1],
+        "SSIM (to 1)": HELD_OUT[1:2],
+        "sharpness (1: as the photographs)": HELD_OUT[2:],
     },
     "3. critic": {
         "Wasserstein estimate: real less fused": ("critic/wasserstein",),
