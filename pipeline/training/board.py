@@ -50,7 +50,7 @@ HOW_TO_READ = """
 CUSTOM SCALARS has the fusion first. `held_out/` and `fusion/` are measured on test images every `tracking.image_every`
 steps, the rest are means over `tracking.log_every` steps of training.
 
-| | |
+| number | what it says |
 |---|---|
 | `fusion/half_way_ghost` | 1: half-way is a double exposure of both faces; 0: it is a face of its own |
 | `fusion/half_way_sharpness` | edges half-way over those of both reconstructions: 1 is as sharp, 0.5 a blend |
@@ -61,7 +61,11 @@ steps, the rest are means over `tracking.log_every` steps of training.
 | `loss/total` | **no measure of quality**: its adversarial part is a score of D, which has no fixed zero \
 and often rises while all is well. Look at its terms, `loss_weighted/` |
 """
-NO_HYPERPARAMETERS = ("run_dir", "speed.", "tracking.", "evaluation.", "data.shards", "data.source", "data.workers")
+HYPERPARAMETERS = (
+    *("seed", "stage", "data.image_size", "model.", "perceptual.", "penalty."),
+    *("fusion.", "loss_weights.", "optimizer.", "training."),
+)
+"""Beginnings of what HPARAMS shows of a configuration: the rest changes no result. TEXT has all."""
 
 
 class Board:
@@ -116,7 +120,7 @@ def _charts() -> dict[str, dict[str, list[Any]]]:
 def _hyperparameters(config: Config, stage: str) -> tuple[list[Any], Any]:
     """What HPARAMS is told at the start of a stage, and once it is finished; it reads the results from the scalars."""
     values = flat(config) | {"stage": stage}
-    shown = {name: value for name, value in values.items() if not name.startswith(NO_HYPERPARAMETERS)}
+    shown = {name: value for name, value in values.items() if name.startswith(HYPERPARAMETERS)}
     experiment, start, end = hparams(shown, dict.fromkeys(RESULTS, 0.0))
     return [experiment, start], end
 

@@ -54,7 +54,7 @@ def test_hyperparameters_stand_beside_the_results(trained: Trained, stage: str) 
     shown = events(trained.run, stage)
     start = hyperparameters(shown, "session_start_info").session_start_info.hparams
     assert start["training.fusion_steps"].number_value == 4 and start["stage"].string_value == stage
-    assert start["data.horizontal_flip"].string_value == "True" and "run_dir" not in start
+    assert start["model.warp"].string_value == "False" and "run_dir" not in start
     results = hyperparameters(shown, "experiment").experiment.metric_infos
     assert [each.name.tag for each in results] == list(RESULTS)
     found = [tag for tag in RESULTS if tag in scalars(trained.run, stage)]
