@@ -83,7 +83,8 @@ class Board:
             self._writer.add_custom_scalars(_charts())
             for summary in started:
                 self._add(summary)
-            self._writer.add_text("1. how to read this board", HOW_TO_READ)
+            if not step:  # once
+                self._writer.add_text("1. how to read this board", HOW_TO_READ)
             indented = "".join(f"    {line}\n" for line in dump(config).splitlines())  # code, in Markdown
             self._writer.add_text("2. configuration", indented, step)
 

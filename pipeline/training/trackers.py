@@ -82,7 +82,7 @@ class Service:
             tracker.start()
             tracker.store_init_configuration(flat(config) | {"stage": stage})
         except Exception as error:  # of a library that is not ours
-            raise UserError(one_line(f"tracking.trackers: {name}: {error or type(error).__name__}")) from error
+            raise UserError(_described(name, error)) from error
         self._tracker = tracker
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -102,8 +102,11 @@ class Service:
             work(self._tracker)
         except Exception as error:  # hours of training are worth more than a line on a service
             self._tracker = None
-            reason = error or type(error).__name__
-            self._say(one_line(f"tracking.trackers: {self.name}: {reason}; training goes on without it"))
+            self._say(f"{_described(self.name, error)}; training goes on without it")
+
+
+def _described(name: str, error: Exception) -> str:
+    return one_line(f"tracking.trackers: {name}: {str(error).strip() or type(error).__name__}")
 
 
 def _options(name: str, run_dir: Path, stage: str, identity: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import torch
@@ -110,8 +110,9 @@ class Tracker:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        for tracker in self._trackers:
-            tracker.close(self._step >= self.total_steps)
+        with ExitStack() as each:  # one that fails leaves none of the others open
+            for tracker in self._trackers:
+                each.callback(tracker.close, self._step >= self.total_steps)
 
     def _open(self, step: int) -> None:
         threading.excepthook = _leave_disk_errors_to_the_next_call

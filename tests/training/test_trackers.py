@@ -40,7 +40,7 @@ class Run:
 
 def init(**options):
     if broken == "init":
-        raise ValueError("no API key")
+        raise ValueError()
     calls.append(("init", options))
     return Run()
 
@@ -127,7 +127,7 @@ def test_one_that_cannot_start_ends_the_run_before_a_step(
     tmp_path: Path, runtime: Runtime, libraries: dict[str, Any]
 ) -> None:
     libraries["wandb"].broken = "init"
-    with pytest.raises(UserError, match=r"^tracking.trackers: wandb: no API key$"):
+    with pytest.raises(UserError, match=r"^tracking.trackers: wandb: ValueError$"):
         start(tmp_path / "run", runtime, "wandb")
 
 
