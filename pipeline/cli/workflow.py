@@ -29,6 +29,7 @@ from pipeline.training.heartbeat import leave
 from pipeline.training.pretrain import PretrainStage
 from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
+from pipeline.training.trackers import check_installed
 
 STRIPS, STRIP = 4, 6
 """Held-out pairs in the picture that `run` ends with, and fused images of each."""
@@ -84,6 +85,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     with ExitStack() as stack:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
         runtime.ranks.on_main(lambda: _claim(config.run_dir, status, stack))
+        runtime.ranks.on_main(lambda: check_installed(config.tracking.trackers))
         with runtime.ranks.lost_ranks_named():  # before the status is told
             try:
                 yield runtime

@@ -7,47 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from pipeline.common.numbers import divisors
+from pipeline.config.kinds import Folder, Number, Positive, Share, Weight, Whole, number_as_text, yaml_no
 
 LAYERS = ("conv1_1", "conv2_1", "conv3_1", "conv4_1", "conv5_1")
 """The layers of the perceptual network whose features are compared, docs/method.md, eq. 4 and 5."""
 STYLE_LAYERS, CONTENT_LAYERS = LAYERS[:3], LAYERS[3:]
 
-LARGEST = 10**12
-"""No whole number of a configuration is larger."""
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool):  # pydantic would take true for 1
-        raise PydanticCustomError("number", "a number is wanted")
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise PydanticCustomError("number", "no number is as large")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_number)]
-Number = Annotated[float, BeforeValidator(_number)]
-Share = Annotated[Number, Field(ge=0, le=1)]
-Weight = Annotated[Number, Field(ge=0)]
-Positive = Annotated[Whole, Field(ge=1)]
 Norm = Literal["batch", "layer", "none"]
 Blocks = Literal["plain", "residual"]
 Arch = Literal["vgg19", "vgg16"]
-
-
-def _number_as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _not_empty(value: Any) -> Any:
-    if isinstance(value, str) and not value.strip():
-        raise PydanticCustomError("empty", "must name a folder (`.` is the present one)")
-    return value
-
-
-Folder = Annotated[Path, BeforeValidator(_not_empty)]
+Tracker = Literal["tensorboard", "wandb", "trackio", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab"]
 
 
 class Section(BaseModel):
@@ -59,7 +30,7 @@ class DataConfig(Section):
     """What `run` shards: `synth` for painted faces, or img_align_celeba.zip, its folder, or any folder of images."""
     synth_count: Positive = 2000
     """Faces to paint where `source` is `synth`."""
-    split: Annotated[str, BeforeValidator(_number_as_text)] = "paper"
+    split: Annotated[str, BeforeValidator(number_as_text)] = "paper"
     """How `run` splits `source`: `paper` (the last 2,599 images are the test split), `official` (CelebA's partition
     file), or the fraction that becomes the test split."""
     max_rejected: Annotated[Whole, Field(ge=0)] = 0
@@ -227,10 +198,6 @@ class OptimizerConfig(Section):
     """Use torch's fused Adam: the same numbers up to rounding, several times as fast."""
 
 
-def _yaml_no(value: Any) -> Any:
-    return "no" if value is False else value  # YAML 1.1 reads a bare `no` as false
-
-
 class SpeedConfig(Section):
     """What makes training faster and changes its numbers by rounding only. See also `optimizer.fused`."""
 
@@ -242,7 +209,7 @@ class SpeedConfig(Section):
     """Try the convolution algorithms once and keep the fastest; a resumed run may then choose another."""
     keep_freed_memory: bool = True
     """On CPUs, with glibc: reuse the memory of freed tensors instead of asking the system for new pages each time."""
-    compile: Annotated[Literal["no", "default", "reduce-overhead"], BeforeValidator(_yaml_no)] = "no"
+    compile: Annotated[Literal["no", "default", "reduce-overhead"], BeforeValidator(yaml_no)] = "no"
     """torch.compile for E, G and P, not D (its penalty is differentiated twice); `reduce-overhead`: CUDA graphs too."""
 
 
@@ -255,7 +222,7 @@ class TrainingConfig(Section):
     """Images per optimizer step over all ranks: ranks x accumulation x micro_batch_size."""
     micro_batch_size: Annotated[Whole, Field(ge=2, le=2**20)] = 16
     """Images per forward pass; pairs and BatchNorm statistics are formed inside it, so results depend on it."""
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_yaml_no)] = None
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(yaml_no)] = None
     """null: what `accelerate launch` says, else none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto`: on GPUs where there are any."""
@@ -274,10 +241,12 @@ class TrainingConfig(Section):
 
 
 class TrackingConfig(Section):
+    trackers: list[Tracker] = ["tensorboard"]
+    """Where numbers go: accelerate's trackers. Pictures go to TensorBoard and wandb; [] shows lines alone."""
     log_every: Positive = 50
     """Steps between two log lines; the terms logged are means over these steps."""
     image_every: Positive = 1000
-    """Steps between two fusion strips and effect matrices."""
+    """Steps between two looks at held-out faces: measures and pictures, docs/tensorboard.md."""
     checkpoint_every: Positive = 1000
     """Steps from one checkpoint to the next."""
     asynchronous_saves: bool = True

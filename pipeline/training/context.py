@@ -12,7 +12,7 @@ from pipeline.data.loading.streaming import StreamedFaces
 from pipeline.training.runtime import Runtime
 
 CALIBRATION_IMAGES = 256
-SHOWN_IMAGES = 32
+SHOWN_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Context:
 
     @cached_property
     def shown(self) -> Tensor:
-        """(n, 3, S, S) in [-1, 1]: the held-out faces of TensorBoard's pictures, `SHOWN_IMAGES` or fewer."""
+        """(n, 3, S, S) in [-1, 1]: the held-out faces that training shows and measures, `SHOWN_IMAGES` or fewer."""
         return self.held_out.first(SHOWN_IMAGES)
 
     def read_ahead(self) -> None:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.common.errors import UserError
@@ -17,7 +16,6 @@ from pipeline.data.loading.loader import MicroBatch
 from pipeline.data.loading.order import Stream, generator
 from pipeline.inference import pictures
 from pipeline.inference.bundle import Bundle
-from pipeline.measures.effects import effect_matrix
 from pipeline.models import extra_losses, lambda_draws, latents, losses
 from pipeline.models.autoencoder import FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
@@ -28,11 +26,12 @@ from pipeline.training import checkpoint
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.context import Context
 from pipeline.training.ema import calibrate_batch_norm
+from pipeline.training.held_out import fusion_measures
 from pipeline.training.resume import read_alike, restore
-from pipeline.training.stage import Sums, new_autoencoder
+from pipeline.training.stage import Shown, Sums, new_autoencoder
 
-SHOWN_PAIRS, STRIP = 4, 6
-"""Held-out pairs in the fusion strip, and images from A to B in each."""
+SHOWN_PAIRS, STRIP, MOST_ELEMENTS = 4, 6, 16
+"""Held-out pairs in a picture, images from A to B in a strip, and elements in the grid."""
 
 
 class Inputs(NamedTuple):
@@ -249,18 +248,34 @@ class FusionStage:
         calibrate_batch_norm(self.average.module, ((i.to(device), lam.to(device)) for i, lam in pairs))
 
     @torch.no_grad()
-    def pictures(self) -> dict[str, Image]:
+    def show(self) -> Shown:
         from pipeline.inference import charts  # matplotlib is slow to import, and needed here only
 
         config, images = self.context.config, self.context.shown.to(self.runtime.device)
         bundle = Bundle(config, self.average.module.eval())
+        measures, effects = fusion_measures(bundle, self.perceptual, images, config.training.micro_batch_size)
         pairs = [images[i : i + 2] for i in range(0, min(2 * SHOWN_PAIRS, len(images) - 1), 2)]
         strips = [[a, *pictures.strip(bundle, a, b, STRIP), b] for a, b in pairs]
-        effects = effect_matrix(bundle.fuse, self.perceptual, [bundle.encode(images)], bundle.elements)
+        grid = [[a, *_one_by_one(bundle, a, b), b] for a, b in pairs]
         self.average.module.train()
+        lambdas = [f"{1 - number / (STRIP - 1):g}" for number in range(STRIP)]
         names = [f"element {n}" for n in range(1, bundle.elements + 1)]
-        heat_map = charts.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element")
-        return {"fusion_strip": pictures.tile(strips), "effects": heat_map}
+        of_b = [f"{name} of B" for name in names[:MOST_ELEMENTS]]
+        return Shown(
+            measures,
+            {
+                "fusion/strip": pictures.labelled(strips, ["A", f"lambda {lambdas[0]}", *lambdas[1:], "B"]),
+                "fusion/elements": pictures.labelled(grid, ["A", "A'", *of_b, "B'", "B"]),
+                "fusion/effects": charts.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element"),
+            },
+        )
+
+
+def _one_by_one(bundle: Bundle, a: Tensor, b: Tensor) -> Tensor:
+    """A', then A with one element of B, for each of the first `MOST_ELEMENTS`, and B': (2 + N, 3, S, S)."""
+    elements = bundle.elements
+    flipped = 1 - torch.eye(elements)[:MOST_ELEMENTS]
+    return bundle.fuse(a, b, torch.cat([torch.ones(1, elements), flipped, torch.zeros(1, elements)]))
 
 
 def _endpoint_term(fused: Tensor, images: Tensor, lambda_: Tensor) -> Tensor:

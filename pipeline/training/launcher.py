@@ -10,6 +10,8 @@ from pipeline.common.errors import UserError
 
 PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What every rank of a job of several is told."""
+ALONE = ("MASTER_ADDR", "MASTER_PORT", "ACCELERATE_MIXED_PRECISION")
+"""What `accelerate launch` tells a process that it starts alone, if it was asked for several."""
 MPI = (
     *("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_RANK", "OMPI_COMM_WORLD_RANK"),
     *("MV2_COMM_WORLD_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK"),
@@ -34,6 +36,8 @@ class Launch:
     world_size: int
     precision: str
     address: str
+    wanted_more: bool = False
+    """Whether `accelerate launch` was asked for several processes and started this one alone, as with `--cpu`."""
 
 
 def read_launcher(environment: Mapping[str, str] = os.environ) -> Launch:
@@ -51,7 +55,8 @@ def read_launcher(environment: Mapping[str, str] = os.environ) -> Launch:
     local_rank = _number(environment, "LOCAL_RANK", 0, MOST_RANKS)
     local_world_size = _number(environment, "LOCAL_WORLD_SIZE", 1, MOST_RANKS)
     if not rank and local_rank is None and world_size in (None, 1):
-        return Launch(0, 1, precision, "")
+        # accelerate names the place where ranks meet, and starts one that has no number.
+        return Launch(0, 1, precision, "", rank is None and all(environment.get(name) for name in ALONE))
     if rank is not None and world_size is not None:
         _below("RANK", rank, "WORLD_SIZE", world_size)
     missing = [name for name in PLACE if not environment.get(name)]

@@ -45,7 +45,7 @@ def run(stage: Stage, context: Context) -> None:
     runtime.say(opening(stage, context, done))
     images = len(context.train) if isinstance(context.train, FaceImages) else math.inf  # of a stream, unknown
     epoch = images / config.training.global_batch_size
-    tracker = Tracker(config.run_dir / "tensorboard" / stage.name, runtime, stage.name, done, total, epoch)
+    tracker = Tracker(config, runtime, stage.name, done, total, epoch)
     batches = context.train.micro_batches(context.order, done, total)
     with closing(batches), closing(tracker), closing(CheckpointWriter(stage, context, done)) as writer:
         while done < total:
@@ -77,7 +77,7 @@ def run(stage: Stage, context: Context) -> None:
                     if saves:
                         writer.save(done)
                     if shows:
-                        ranks.on_main(lambda: tracker.pictures(stage.pictures(), done))  # noqa: B023 (called at once)
+                        ranks.on_main(lambda: tracker.show(stage.show(), done))  # noqa: B023 (called at once)
         writer.finish()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.data.loading.loader import FaceImages
 from pipeline.training.context import Context
 from pipeline.training.stage import Stage
+from pipeline.training.trackers import BOARD
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -23,17 +24,21 @@ def opening(stage: Stage, context: Context, done: int) -> str:
     images = f"{len(context.train):,}" if isinstance(context.train, FaceImages) else "streamed"
     autoencoder, critic = stage.modules["autoencoder"], stage.modules.get("discriminator")
     modules = dict(autoencoder.named_children()) | ({"discriminator": critic} if critic else {})
+    more = advice(runtime.device, world, runtime.launch.wanted_more)
     rows = {
         "device": f"{device_name(runtime.device)}, {runtime.precision.replace('no', 'float32')}",
-        "ranks": f"{world} on {nodes} node{'s' if nodes > 1 else ''}{idle_gpus(runtime.device, world)}",
+        "ranks": f"{world} on {nodes} node{'s' if nodes > 1 else ''}{more}",
         "batch": f"{training.global_batch_size} = {world} (ranks) x {accumulation} (accumulation) x {micro}",
         "parameters": ", ".join(f"{name} {parameters(each):,}" for name, each in modules.items()),
         "images": f"{images} for training, {len(context.held_out):,} held out; {config.data.image_size} x "
         f"{config.data.image_size}",
         "steps": f"{stage.total_steps:,}, {f'resumed at {done:,}' if done else 'from the beginning'}",
         "folder": str(config.run_dir / stage.name),
-        "TensorBoard": f"tensorboard --logdir {config.run_dir / 'tensorboard'}",
     }
+    if BOARD in config.tracking.trackers:
+        rows["TensorBoard"] = f"tensorboard --logdir {config.run_dir / BOARD}"
+    if others := [name for name in config.tracking.trackers if name != BOARD]:
+        rows["trackers"] = ", ".join(others)
     width = max(map(len, rows))
     return "\n".join([f"{stage.name}:", *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
@@ -53,9 +58,12 @@ def device_name(device: torch.device) -> str:
     return f"{device}, {names[0] if names else platform.machine()}, threads: {torch.get_num_threads()}"
 
 
-def idle_gpus(device: torch.device, world: int) -> str:
-    """What to do where one rank runs beside GPUs that it does not use; else nothing."""
+def advice(device: torch.device, world: int, wanted_more: bool) -> str:
+    """What to do where one rank runs, but more were asked for or there are GPUs that it does not use; else nothing."""
     count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if world > 1 or count < 2:
+    if world > 1 or (count < 2 and not wanted_more):
         return ""
-    return f"; this machine has {count} GPUs: accelerate launch --multi_gpu --num_processes {count} -m pipeline ..."
+    many = str(count) if count > 1 else "N"
+    why = "accelerate launch was asked for more, but started one" if wanted_more else f"this machine has {count} GPUs"
+    on_cpus = ", which also starts ranks on CPUs" if device.type == "cpu" else ""
+    return f"; {why}: accelerate launch --multi_gpu --num_processes {many} -m pipeline ...{on_cpus}"

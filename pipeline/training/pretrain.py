@@ -1,15 +1,16 @@
 """Pre-training of E and G as an autoencoder (docs/method.md, eq. 10); beside it, if asked for, SSIM."""
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.inference import pictures
+from pipeline.inference.bundle import Bundle
 from pipeline.models import extra_losses, losses
 from pipeline.training.context import Context
 from pipeline.training.ema import calibrate_batch_norm
-from pipeline.training.stage import Sums, new_autoencoder
+from pipeline.training.held_out import reconstruction_measures
+from pipeline.training.stage import Shown, Sums, new_autoencoder
 
 SHOWN = 8
 """Held-out faces in the picture of reconstructions."""
@@ -60,9 +61,11 @@ class PretrainStage:
         calibrate_batch_norm(self.average.module, ((images.to(device),) for images in self.context.calibration))
 
     @torch.no_grad()
-    def pictures(self) -> dict[str, Image]:
-        images = self.context.shown[:SHOWN]
-        model = self.average.module.eval()
-        reconstructions = model(images.to(self.runtime.device)).reconstruction
-        model.train()
-        return {"reconstruction": pictures.tile([list(images), list(reconstructions)])}
+    def show(self) -> Shown:
+        images = self.context.shown.to(self.runtime.device)
+        bundle = Bundle(self.context.config, self.average.module.eval())
+        at_once = self.context.config.training.micro_batch_size
+        back = torch.cat([bundle.generate(bundle.encode(some)) for some in images.split(at_once)])
+        self.average.module.train()
+        picture = pictures.labelled([list(images[:SHOWN]), list(back[:SHOWN])], (), ("A", "A'"))
+        return Shown(reconstruction_measures(images, back), {"held_out/reconstruction": picture})

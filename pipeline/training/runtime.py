@@ -44,7 +44,7 @@ class Runtime:
 
     def __init__(self, config: TrainingConfig, speed: SpeedConfig | None = None) -> None:
         self.speed = speed or SpeedConfig()
-        launch = read_launcher()
+        launch = self.launch = read_launcher()
         self.precision = config.mixed_precision or launch.precision
         check_device(config.device, self.precision)
         if self.speed.compile != "no":

@@ -1,6 +1,6 @@
 """What a stage of training is to the loop, and what both stages are made of."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from accelerate.optimizer import AcceleratedOptimizer
 from PIL.Image import Image
@@ -10,6 +10,13 @@ from pipeline.data.loading.loader import MicroBatch
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.training.context import Context
 from pipeline.training.ema import MovingAverage
+
+
+class Shown(NamedTuple):
+    """How a model does on held-out faces; both by their names in TensorBoard."""
+
+    measures: dict[str, float]
+    pictures: dict[str, Image]
 
 
 class Stage(Protocol):
@@ -30,8 +37,8 @@ class Stage(Protocol):
     def settle(self) -> None:
         """Measure BatchNorm's statistics for the weights to be used: called before saving and showing."""
 
-    def pictures(self) -> dict[str, Image]:
-        """What TensorBoard shows; called on the main rank only, after `settle`."""
+    def show(self) -> Shown:
+        """How it does on held-out faces; called on the main rank only, after `settle`. Draws no random numbers."""
 
 
 def new_autoencoder(context: Context) -> tuple[MovingAverage, nn.Module]:

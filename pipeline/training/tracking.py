@@ -5,25 +5,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 import torch
-from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from pipeline.common.files import os_errors_named
+from pipeline.config.schema import Config
 from pipeline.training.runtime import Runtime
+from pipeline.training.stage import Shown
+from pipeline.training.trackers import Shows, open_trackers
 
 SHOWN = {
     "pretrain": ("loss/autoencoder", "loss/ssim"),
     "train": ("loss/adversarial", "loss/content", "loss/style", "loss/reconstruction", "critic/wasserstein"),
 }
-"""Terms on the terminal, by stage; TensorBoard has all."""
+"""Terms on the terminal, by stage; trackers have all."""
 
 
 class Tracker:
@@ -33,13 +31,21 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path, runtime: Runtime, stage: str, step: int, total_steps: int, steps_per_epoch: float = math.inf
+        self,
+        config: Config,
+        runtime: Runtime,
+        stage: str,
+        step: int,
+        total_steps: int,
+        steps_per_epoch: float = math.inf,
     ) -> None:
-        self.folder, self.runtime, self.stage, self.total_steps = folder, runtime, stage, total_steps
+        self.config, self.runtime, self.stage, self.total_steps = config, runtime, stage, total_steps
         self.steps_per_epoch = steps_per_epoch
         self.saved = step
         """The step of the newest checkpoint, 0 if there is none: for the status."""
-        self.writer: SummaryWriter | None = None
+        self._step = step
+        self._trackers: list[Shows] = []
+        """Of the main rank."""
         self._bar: Progress | None = None
         runtime.ranks.on_main(lambda: self._open(step))
         self._start_interval()
@@ -85,31 +91,32 @@ class Tracker:
         means["speed/images_per_second"] = self._images / seconds
         seconds_left = (self.total_steps - step) * seconds / self._steps
         means["speed/data_wait_share"] = self._waited / seconds
-        means["amp/loss_scale"] = self.runtime.optimizing.loss_scale
-        means["amp/skipped_steps"] = float(self.runtime.optimizing.skipped)
+        means |= self._precision()
         self._start_interval()
+        self._step = step
         self.runtime.ranks.on_main(lambda: self._write(means, step, seconds_left))
         return means
 
-    def pictures(self, pictures: Mapping[str, Image.Image], step: int) -> None:
-        """Show RGB images; on the main rank."""
-        assert self.writer is not None, "only the main rank shows"
-        with os_errors_named(self.folder):
-            for name, image in pictures.items():
-                self.writer.add_image(name, pil_to_tensor(image), step)
+    def show(self, shown: Shown, step: int) -> None:
+        """Hand on what held-out faces say; on the main rank.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
+        for tracker in self._trackers:
+            tracker.scalars(shown.measures, step)
+            tracker.pictures(shown.pictures, step)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-        if self.writer:
-            with os_errors_named(self.folder):
-                self.writer.close()
+        with ExitStack() as each:  # one that fails leaves none of the others open
+            for tracker in self._trackers:
+                each.callback(tracker.close, self._step >= self.total_steps)
 
     def _open(self, step: int) -> None:
         threading.excepthook = _leave_disk_errors_to_the_next_call
-        with os_errors_named(self.folder):
-            # Hide the events of steps that the resumed run makes again.
-            self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
+        self._trackers = open_trackers(self.config, self.stage, step, self.runtime.say)
         if sys.stdout.isatty():
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), "left")
             self._bar = Progress(*columns, transient=True)
@@ -117,11 +124,8 @@ class Tracker:
             self._bar.start()
 
     def _write(self, means: Mapping[str, float], step: int, seconds_left: float) -> None:
-        assert self.writer is not None, "only the main rank writes"
-        with os_errors_named(self.folder):
-            for name, value in means.items():
-                self.writer.add_scalar(name, value, step)
-            self.writer.flush()
+        for tracker in self._trackers:
+            tracker.scalars(means, step)
         rate = means["speed/images_per_second"]
         width = len(str(self.total_steps))
         left = str(timedelta(seconds=round(seconds_left)))
@@ -141,6 +145,13 @@ class Tracker:
                 "images_per_second": round(rate, 2),
             }
             self.runtime.status.tell(progress | {"seconds_left": round(seconds_left), "saved_step": self.saved})
+
+    def _precision(self) -> dict[str, float]:
+        """Of fp16 the loss scale; skipped steps under fp16, and elsewhere once there are any."""
+        optimizing = self.runtime.optimizing
+        scaled = self.runtime.accelerator.scaler is not None
+        shown = {"amp/loss_scale": optimizing.loss_scale} if scaled else {}
+        return shown | ({"amp/skipped_steps": float(optimizing.skipped)} if scaled or optimizing.skipped else {})
 
     def _start_interval(self) -> None:
         self._sums: dict[tuple[str, ...], Tensor] = {}

@@ -235,9 +235,11 @@ def test_it_begins_with_pretraining_and_shows_held_out_pairs(trained: Trained, t
     found = checkpoint.find(trained.run / "pretrain")
     for name, module in stage.average.modules().items():
         assert all(torch.equal(value, found.module(name)[key]) for key, value in module.state_dict().items())
-    pictures = stage.pictures()
-    assert pictures.keys() == {"fusion_strip", "effects"}
-    assert pictures["fusion_strip"].size == (8 * 34 - 2, 2 * 34 - 2)  # two pairs of four test images
+    pictures = stage.show().pictures
+    assert pictures.keys() == {"fusion/strip", "fusion/elements", "fusion/effects"}
+    two_pairs = 4 * (2 * 34 - 2) + 32  # of four test images of 32 pixels, under a line of text
+    assert pictures["fusion/strip"].size == (4 * (8 * 34 - 2), two_pairs)
+    assert pictures["fusion/elements"].size == (4 * (9 * 34 - 2), two_pairs)
     assert stage.average.module.training
 
 

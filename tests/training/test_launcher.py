@@ -1,13 +1,18 @@
 """The launcher's environment: whatever is wrong with it is one line, before anything waits on the network."""
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 from running import Trained, finish, free_port, latentfuse, start, tiny_arguments
 
 from pipeline.common.errors import UserError
 from pipeline.training.launcher import Launch, read_launcher
+from pipeline.training.opening import advice
 
 RIGHT = {
     **{"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
@@ -40,6 +45,18 @@ def test_what_launchers_say_is_read() -> None:
     assert read_launcher(RIGHT) == Launch(1, 2, "bf16", "127.0.0.1:23456")
     alone = Launch(0, 1, "no", "")
     assert read_launcher({}) == read_launcher({"RANK": "0", "WORLD_SIZE": "1"}) == alone
+
+
+@pytest.mark.parametrize(("asked", "wanted_more"), [(1, False), (2, True)])
+def test_a_launcher_that_starts_one_process_of_two_is_noticed(asked: int, wanted_more: bool) -> None:
+    options = ["--cpu", f"--num_processes={asked}", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    arguments = launch_command_parser().parse_args([*options, "--num_cpu_threads_per_process=1", "pipeline"])
+    _, environment = prepare_simple_launcher_cmd_env(arguments)
+    launch = read_launcher({name: value for name, value in environment.items() if name not in os.environ})
+    assert launch == Launch(0, 1, "no", "", wanted_more)
+    said = advice(torch.device("cpu"), 1, launch.wanted_more)
+    assert bool(said) == wanted_more and "\n" not in said
+    assert not advice(torch.device("cpu"), 2, launch.wanted_more), "MPI has started the others"
 
 
 @pytest.mark.parametrize("wrong", WRONG)

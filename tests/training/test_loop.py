@@ -53,6 +53,14 @@ def test_stopping_half_way_changes_no_bit(trained: Trained, tmp_path: Path, stag
     assert straight == halves and list(straight) == [1, 2, 3, 4]
 
 
+def test_looking_more_often_changes_no_bit(trained: Trained, tmp_path: Path) -> None:
+    often = ("tracking.image_every=1", "tracking.log_every=3")
+    arguments = tiny_arguments(tmp_path / "run", trained.shards, *often)
+    assert latentfuse("train", *arguments, "--init", trained.run / "pretrain").code == 0
+    assert list(scalars(tmp_path / "run", "train")["fusion/half_way_ghost"]) == [1, 2, 3, 4]
+    assert_equal_bits(newest(trained.run, "train"), newest(tmp_path / "run", "train"))
+
+
 @pytest.fixture
 def run(trained: Trained, tmp_path: Path) -> Path:
     """A copy of the finished run, to go on with."""

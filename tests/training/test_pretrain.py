@@ -64,7 +64,13 @@ def test_the_average_follows_and_is_what_is_shown(trained: Trained, tmp_path: Pa
         expected = share * start[name] + (1 - share) * dict(stage.average.trained.named_parameters())[name]
         torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-7)
     stage.settle()
-    assert stage.pictures()["reconstruction"].size == (4 * 34 - 2, 2 * 34 - 2)
+    shown = stage.show()
+    assert shown.pictures["held_out/reconstruction"].height == 4 * (2 * 34 - 2) + 32
+    with torch.no_grad():
+        images = stage.context.held_out.first(4)
+        back = stage.average.module.eval()(images).reconstruction
+        stage.average.module.train()
+    assert shown.measures["held_out/L1"] == pytest.approx(float((back - images).abs().mean()), rel=1e-5)
     assert stage.average.module.training, "showing leaves the mode as it was"
 
 

@@ -14,8 +14,9 @@ from running import file_size_limit, scalars
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.common.errors import UserError
-from pipeline.config.schema import TrainingConfig
+from pipeline.config.schema import Config, TrainingConfig
 from pipeline.training.runtime import Runtime
+from pipeline.training.stage import Shown
 from pipeline.training.status import Status
 from pipeline.training.tracking import Tracker
 
@@ -27,7 +28,7 @@ def runtime() -> Runtime:
 
 
 def new_tracker(folder: Path, runtime: Runtime, step: int = 0) -> Tracker:
-    return Tracker(folder / "tensorboard" / "train", runtime, "train", step, 10)
+    return Tracker(Config(run_dir=folder), runtime, "train", step, 10)
 
 
 def test_means_over_the_steps_since_the_last_line(
@@ -49,8 +50,23 @@ def test_means_over_the_steps_since_the_last_line(
     shown = scalars(tmp_path, "train")
     assert shown["loss/total"] == {3: 3.0, 4: 5.0} and shown["critic/real"] == {3: -3.0}
     assert shown["learning_rate/autoencoder"] == {3: 0.125}
-    assert shown["amp/skipped_steps"][3] == 2 and shown["amp/loss_scale"][3] == 1
+    assert shown["amp/skipped_steps"][3] == 2 and "amp/loss_scale" not in shown, "no half precision, but two skipped"
     assert shown["speed/images_per_second"][3] > 0
+
+
+def test_the_loss_scale_is_shown_under_fp16_alone(
+    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = new_tracker(tmp_path, runtime)
+    for step, scaler in ((1, None), (2, torch.GradScaler("cpu", init_scale=8.0))):
+        if scaler is not None:
+            scaler.scale(torch.ones(1))  # it makes its scale at the first loss
+        monkeypatch.setattr(runtime.accelerator, "scaler", scaler)
+        tracker.add({"loss/total": torch.tensor(1.0)}, 8)
+        tracker.flush(step, {})
+    tracker.close()
+    shown = scalars(tmp_path, "train")
+    assert shown["amp/loss_scale"] == {2: 8.0} and shown["amp/skipped_steps"] == {2: 0.0}
 
 
 def test_the_status_tells_how_far_a_run_is(tmp_path: Path, runtime: Runtime) -> None:
@@ -93,8 +109,12 @@ def test_a_term_that_is_not_finite_is_left_out_of_the_mean(tmp_path: Path, runti
     assert means["loss/style"] == 3 and math.isnan(means["loss/content"])
 
 
-def test_a_resumed_run_hides_the_steps_that_it_goes_back_behind(tmp_path: Path, runtime: Runtime) -> None:
+def test_a_resumed_run_hides_the_steps_that_it_goes_back_behind(
+    tmp_path: Path, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for first, steps, value in ((0, range(1, 8), 1.0), (3, range(4, 6), 2.0)):
+        # Event files are read by their names, which hold the second: a resumed run is always in a later one.
+        monkeypatch.setattr("time.time", lambda first=first: 1e9 + first)
         tracker = new_tracker(tmp_path, runtime, first)
         for step in steps:
             tracker.add({"loss/total": torch.tensor(value)}, 8)
@@ -106,7 +126,7 @@ def test_a_resumed_run_hides_the_steps_that_it_goes_back_behind(tmp_path: Path, 
 def test_a_picture_is_shown_as_it_is(tmp_path: Path, runtime: Runtime) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
     tracker = new_tracker(tmp_path, runtime)
-    tracker.pictures({"strip": Image.fromarray(pixels)}, 5)
+    tracker.show(Shown({"held_out/SSIM": 0.5}, {"strip": Image.fromarray(pixels)}), 5)
     tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard" / "train")).Reload()
     (shown,) = events.Images("strip")
