@@ -1,6 +1,5 @@
 """One image on its way into a shard: is it whole, and, where asked for, its centre square at another size."""
 
-import io
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -46,9 +45,9 @@ def centre_square(data: bytes, name: str, size: int, crop: int | None, quality: 
         torch.set_num_threads(1)  # a worker: there is one per processor
     image = images.decode(data, name)
     top, left, side = images.centre(image, crop)
-    stream = io.BytesIO()
-    images.to_pillow(images.fit(image, size, crop)).save(stream, "JPEG", quality=quality, subsampling=0)
-    return EncodedImage(stream.getvalue(), "jpg", size, size), Crop(left, top, size / side)
+    square = images.to_pillow(images.fit(image, size, crop))
+    data = images.encoded(square, "JPEG", quality=quality, subsampling=0)
+    return EncodedImage(data, "jpg", size, size), Crop(left, top, size / side)
 
 
 @contextmanager

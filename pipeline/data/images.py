@@ -8,6 +8,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,6 +159,17 @@ def to_uint8(images: Tensor) -> Tensor:
 def to_pillow(image: Tensor) -> Image.Image:
     """(3, H, W) uint8 -> a Pillow image."""
     return Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    """A picture as a file, to be written at once: Pillow writes a JPEG to a full disk in part, without an error.
+
+    Args:
+        form, options: Pillow's format, such as JPEG, and what it takes for that.
+    """
+    stream = io.BytesIO()
+    picture.save(stream, format=form, **options)
+    return stream.getvalue()
 
 
 def _check(picture: Image.Image, name: object) -> None:

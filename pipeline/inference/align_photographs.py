@@ -132,7 +132,8 @@ def _align_one(shared: tuple[Source, Path, bool], record: Record) -> Outcome:
         move = similarity.between(points, regions.celeba(*CELEBA_SIZE))
         name = f"{record.key}-{number}.jpg" if every else f"{record.key}.jpg"
         with files.replacing(folder / name, flush=False) as temporary:
-            similarity.warp(picture, move, CELEBA_SIZE).save(temporary, format="JPEG", quality=JPEG_QUALITY)
+            face = similarity.warp(picture, move, CELEBA_SIZE)
+            temporary.write_bytes(images.encoded(face, "JPEG", quality=JPEG_QUALITY))
         rows.append((name, move.points(points)))
     return Outcome(record.name, rows, problem)
 

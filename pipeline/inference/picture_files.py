@@ -1,6 +1,5 @@
 """Pictures on disk: what an ending means, what a PNG says of itself, and moving pictures."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipeline.common import files
 from pipeline.common.errors import UserError
+from pipeline.data import images
 
 
 class Format(NamedTuple):
@@ -74,10 +74,9 @@ def _write(picture: Image, path: Path, form: Format, options: Mapping[str, Any])
     if max(picture.size) > form.most:
         wide, high = picture.size
         raise UserError(f"{path}: {wide:,} x {high:,} pixels; {form.name} has at most {form.most:,} a side")
-    encoded = io.BytesIO()  # Pillow would write a JPEG to a full disk in part, without an error
-    picture.save(encoded, format=form.name, **options)
+    encoded = images.encoded(picture, form.name, **options)
     try:
         with files.replacing(path) as temporary:
-            temporary.write_bytes(encoded.getbuffer())
+            temporary.write_bytes(encoded)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

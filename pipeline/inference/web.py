@@ -21,6 +21,7 @@ import torch
 from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.common.version import VERSION
+from pipeline.data import images
 from pipeline.data.synth.faces import draw_factors, paint
 from pipeline.inference import onnx_files
 from pipeline.inference.bundle import load_bundle
@@ -165,5 +166,5 @@ def _write_page_files(folder: Path, *, from_cdn: bool) -> None:
 def _write_examples(folder: Path) -> list[str]:
     names = [f"example-{number}.jpg" for number in range(1, EXAMPLES + 1)]
     for index, name in enumerate(names):
-        paint(draw_factors(EXAMPLES_SEED, index)).save(folder / name, quality=92)
+        (folder / name).write_bytes(images.encoded(paint(draw_factors(EXAMPLES_SEED, index)), "JPEG", quality=92))
     return names

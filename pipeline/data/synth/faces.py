@@ -18,6 +18,7 @@ from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.common.processes import run_tasks
 from pipeline.common.progress import progress
+from pipeline.data.images import encoded
 from pipeline.data.synth.factors import Factors, attributes, draw_factors
 from pipeline.data.synth.head import landmarks
 from pipeline.data.synth.painting import paint
@@ -108,7 +109,7 @@ def _paint_chunk(folder: tuple[Path, int], indices: range) -> tuple[int, list[_R
         if not path.exists():
             # Not flushed: a picture that a crash of the machine loses is painted again, or found by `shard`.
             with files.replacing(path, flush=False) as temporary:
-                paint(factors).save(temporary, format="JPEG", quality=JPEG_QUALITY)
+                temporary.write_bytes(encoded(paint(factors), "JPEG", quality=JPEG_QUALITY))
         rows.append(_annotate(path.name, factors))
     return indices.start, rows
 
