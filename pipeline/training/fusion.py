@@ -20,6 +20,7 @@ from pipeline.models import extra_losses, lambda_draws, latents, losses
 from pipeline.models.autoencoder import FusionOutput, rolled
 from pipeline.models.blocks import BLOCKS
 from pipeline.models.discriminator import Discriminator
+from pipeline.models.elements import element_labels, element_names
 from pipeline.models.extra_losses import EXTRA_TERMS
 from pipeline.models.perceptual import PerceptualNetwork
 from pipeline.training import checkpoint
@@ -32,6 +33,8 @@ from pipeline.training.stage import Shown, Sums, new_autoencoder
 
 SHOWN_PAIRS, STRIP, MOST_ELEMENTS = 4, 6, 16
 """Held-out pairs in a picture, images from A to B in a strip, and elements in the grid."""
+LEAST = 128
+"""Pixels of a face's side in these pictures."""
 
 
 class Inputs(NamedTuple):
@@ -258,14 +261,13 @@ class FusionStage:
         strips = [[a, *pictures.strip(bundle, a, b, STRIP), b] for a, b in pairs]
         grid = [[a, *_one_by_one(bundle, a, b), b] for a, b in pairs]
         self.average.module.train()
-        lambdas = [f"{1 - number / (STRIP - 1):g}" for number in range(STRIP)]
-        names = [f"element {n}" for n in range(1, bundle.elements + 1)]
-        of_b = [f"{name} of B" for name in names[:MOST_ELEMENTS]]
+        names = element_labels(element_names(config.model))
+        of_b = [f"{name} of B".replace(" of ", "\nof ") for name in names[:MOST_ELEMENTS]]
         return Shown(
             measures,
             {
-                "fusion/strip": pictures.labelled(strips, ["A", f"lambda {lambdas[0]}", *lambdas[1:], "B"]),
-                "fusion/elements": pictures.labelled(grid, ["A", "A'", *of_b, "B'", "B"]),
+                "fusion/strip": pictures.labelled(strips, ["A", *pictures.falling_headings(STRIP), "B"], least=LEAST),
+                "fusion/elements": pictures.labelled(grid, ["A", "A'", *of_b, "B'", "B"], least=LEAST),
                 "fusion/effects": charts.heat_map(effects.numpy(), names, LAYERS, "effect of flipping one element"),
             },
         )
