@@ -23,14 +23,13 @@ from pipeline.data.shards.format import (
     MANIFEST,
     MAX_JSON_BYTES,
     MAX_MANIFEST_BYTES,
+    SPLITS,
     Manifest,
     ShardEntry,
     index_path,
     load_manifest,
     parse_manifest,
 )
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
