@@ -93,8 +93,7 @@ def write_shards(
 
     Args:
         source: anything `open_source` takes.
-        split: `paper` (the last 2,599 are test), `official` (partition file), the test fraction, as "0.1", or `auto`:
-            what `out` was begun with, else `usual_split`.
+        split: of `split_records`, or `auto`: what `out` was begun with, else `usual_split`.
         image_size: None passes image bytes through untouched; else the side in pixels of a re-encoded square.
         crop: side in pixels of the centre square that is cut before resizing; None takes the shorter side.
         quality: of re-encoded JPEGs, 1 to 100; None: 90.
@@ -126,7 +125,7 @@ def write_shards(
             remove_leftovers(out, own, only_shards=part is not None)
             if part and unfinished:
                 note_parts(out, part)
-            run_all(write_shard, (opened, options), unfinished, workers, "shards")
+            run_all(write_shard, (opened, options), unfinished, workers, "shard", "shards")
             new = {task.path for task in unfinished}
             summary = Summary(_splits(out, own, new, opened, options), part, opened.ignored)
             reject_at_most(summary.rejected, max_rejected)
