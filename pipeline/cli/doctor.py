@@ -99,7 +99,7 @@ def _loading(config: Config) -> list[Check]:
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     needed = ranks * shared_memory(config.data, config.training.micro_batch_size)
     free = shutil.disk_usage(SHARED_MEMORY).free
-    state = f"{-(-needed // 2**20)} MiB needed by data.workers={config.data.workers}, {free // 2**20:,} MiB free"
+    state = f"{-(-needed // 2**20):,} MiB needed by data.workers={config.data.workers}, {free // 2**20:,} MiB free"
     return [refusal("shared memory", state, lambda: check_shared_memory(config.data.workers, needed))]
 
 

@@ -23,8 +23,8 @@ SECONDS = 1.0
 """What a stage may take, about. A step that takes longer is timed once."""
 FEWEST = 2
 """Images of a micro-batch that are timed first, on a CPU."""
-GRADIENT, MOMENTS = 4, 8
-"""Bytes of a parameter's gradient, and of what Adam keeps of it."""
+GRADIENT = 4
+"""Bytes of a parameter's."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,15 @@ def _on_cpu(make: Callable[[], Stage], batch: list[MicroBatch], every: int) -> t
     with counter:
         stage = make()
         first = _timed(stage, 0, _cut(batch, size))
-    # Made at the end of this step, and there at the peak of others.
-    peak = counter.peak_bytes + MOMENTS * _trained(stage)
+    fixed = counter.bytes + GRADIENT * _trained(stage)
     seconds = _seconds(stage, _cut(batch, size), every, first)
-    if size == whole:
-        return stage, seconds, Line.through((0, counter.bytes + GRADIENT * _trained(stage)), (size, peak))
     larger = min(whole, max(2 * size, int(size * SECONDS / (3 * seconds))))
     counter.peak_bytes = 0
     with counter:
         first = _timed(stage, every, _cut(batch, larger))
-    memory = Line.through((size, peak), (larger, counter.peak_bytes))
-    time_ = Line.through((size, seconds), (larger, _seconds(stage, _cut(batch, larger), every, first)))
-    return stage, time_.at(whole), memory
+    again = _seconds(stage, _cut(batch, larger), every, first)
+    time_of = Line.through((size, seconds), (larger, again))
+    return stage, time_of.at(whole), Line.through((0, fixed), (larger, counter.peak_bytes))
 
 
 def _cut(batch: list[MicroBatch], size: int) -> list[MicroBatch]:
