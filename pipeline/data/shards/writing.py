@@ -181,6 +181,9 @@ def _splits(
 def _write_manifests(out: Path, summary: Summary) -> None:
     for folder, manifest, _ in summary.splits.values():
         if not manifest.samples:
-            raise UserError(f"{folder}: every image of this split was rejected")
+            raise UserError(
+                f"{folder}: every image of this split was rejected; mend them, or write to another folder with a "
+                "larger fraction, as --split 0.3 (data.split)"
+            )
         write_manifest(folder, manifest)
     forget_parts(out)

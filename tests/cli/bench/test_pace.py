@@ -31,3 +31,10 @@ def test_both_stages_have_their_steps_time_and_memory(tmp_path: Path, monkeypatc
     _, _, counted = step.count(lambda: FusionStage(context, tmp_path), context, batch)
     assert train.peak_bytes.at(8) == pytest.approx(counted, rel=0.3)
     assert train.peak_bytes.at(16) > train.peak_bytes.at(8) > pretrain.peak_bytes.at(8) > pretrain.peak_bytes.fixed > 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_whole_micro_batch_is_measured(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", tmp_path / "nowhere", "training.device=cuda")
+    for each in pace.paces(config):
+        assert each.seconds_per_step > 0 and each.peak_bytes.at(8) > each.peak_bytes.at(4) > 0
