@@ -73,7 +73,7 @@ def memory(config: Config, found: list[Pace], free: int | None, where: str) -> C
     micro = config.training.micro_batch_size
     heaviest = max(found, key=lambda each: each.peak_bytes.at(micro))
     needed = heaviest.peak_bytes.at(micro)
-    state = f"a step of {heaviest.stage} needs {_gib(needed)}"
+    state = f"a step of {heaviest.stage} needs about {_gib(needed)}"
     if free is None:
         return Check("memory", state)
     smaller = [size for size in divisors(config.training.global_batch_size)[1:] if size < micro]

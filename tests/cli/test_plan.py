@@ -45,10 +45,10 @@ def test_memory_that_is_not_there(tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", tmp_path, "training.global_batch_size=64", "training.micro_batch_size=16")
     stages = [pace("pretrain", 1, 1, per_image=0.1), pace("train", 1, 1)]
     enough = plan.memory(config, stages, 10 * GIB, "this machine")
-    assert enough.state == "a step of train needs 9.0 GiB, this machine has 10.0 GiB free" and not enough.fix
+    assert enough.state == "a step of train needs about 9.0 GiB, this machine has 10.0 GiB free" and not enough.fix
     assert plan.memory(config, stages, 6 * GIB, "it").fix == "set training.micro_batch_size to 8, or less"
     assert plan.memory(config, stages, GIB, "it").fix == "set a smaller data.image_size or model.base_channels"
-    assert plan.memory(config, stages, None, "it").state == "a step of train needs 9.0 GiB"
+    assert plan.memory(config, stages, None, "it").state == "a step of train needs about 9.0 GiB"
 
 
 def test_a_step_for_which_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

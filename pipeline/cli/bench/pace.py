@@ -12,6 +12,7 @@ import torch
 
 from pipeline.cli.bench.counting import Counter
 from pipeline.cli.bench.step import WARM_UP, random_batch, without_data
+from pipeline.common.progress import progress
 from pipeline.config.schema import Config
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.context import Context
@@ -64,8 +65,11 @@ def paces(config: Config) -> list[Pace]:
     """
     speed = config.speed.model_copy(update={"compile": "no"})  # the compiler takes a minute
     context = without_data(config.model_copy(update={"speed": speed}))
-    found = [_pace(lambda: PretrainStage(context), context, 1)]
-    found.append(_pace(lambda: FusionStage(context, config.run_dir), context, config.penalty.every))
+    stages: list[tuple[Callable[[], Stage], int]] = [
+        (lambda: PretrainStage(context), 1),
+        (lambda: FusionStage(context, config.run_dir), config.penalty.every),
+    ]
+    found = [_pace(make, context, every) for make, every in progress(stages, "measuring", len(stages), "stages")]
     context.runtime.free_memory()
     context.runtime.close()
     return found
