@@ -23,7 +23,7 @@ DATA, TRAINING, RESULTS, MACHINE = "Data", "Training", "Results", "This machine"
 for panel, command, example in (
     (DATA, data.synth, "synth faces --count 2000"),
     (DATA, data.shard, "shard img_align_celeba.zip shards --split official"),
-    (DATA, data.verify, "verify shards/train shards/test"),
+    (DATA, data.verify, "verify shards"),
     (DATA, data.stage, "stage s3://bucket/shards /local/shards"),
     (DATA, align, "align photographs faces"),
     (TRAINING, training.run, "run --config configs/demo.yaml"),
@@ -31,7 +31,7 @@ for panel, command, example in (
     (TRAINING, training.train, "train --config configs/default.yaml --set data.shards=shards"),
     (TRAINING, training.status, "status runs/default --watch"),
     (RESULTS, results.export, "export runs/default bundle"),
-    (RESULTS, results.evaluate, "evaluate bundle shards/test --out evaluation"),
+    (RESULTS, results.evaluate, "evaluate bundle shards --out evaluation"),
     (RESULTS, results.compare, "compare one/metrics.json other/metrics.json"),
     (RESULTS, fuse, "fuse bundle a.jpg b.jpg --lambda 0.5 --out fused.png"),
     (RESULTS, results.features, "features a.jpg --arch vgg16 --weights vgg16.safetensors"),
@@ -45,7 +45,7 @@ app.add_typer(bench_app, name="bench", rich_help_panel=MACHINE)
 for group, measure, example in (
     (weights_app, training.fetch, "weights fetch --arch vgg19"),
     (bench_app, bench.step, "bench step --config configs/demo.yaml"),
-    (bench_app, bench.loader, "bench loader shards/train"),
+    (bench_app, bench.loader, "bench loader shards"),
 ):
     group.command(epilog=f"Example: latentfuse {example}", context_settings=HELP)(measure)
 

@@ -34,7 +34,13 @@ def shard(
     context: typer.Context,
     source: Annotated[Path, typer.Argument(help="img_align_celeba.zip, its folder, or any folder of JPEG, PNG, WebP.")],
     out: Annotated[Path | None, typer.Argument(help="Folder for train/ and test/.")] = None,
-    split: Annotated[str, typer.Option(help="paper (last 2,599 are test), official, or the test fraction.")] = "paper",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="paper (the last 2,599 are test), official (CelebA's partition file) or the test fraction; "
+            "auto: paper from 20,000 images on, else 0.1."
+        ),
+    ] = "auto",
     samples_per_shard: Annotated[int, typer.Option(min=1)] = 1000,
     image_size: Annotated[
         int | None,
@@ -57,23 +63,14 @@ def shard(
     if part is not None and finish:
         raise UserError(f"--part {part} and --finish: run every part first, then --finish alone")
     if index_only:
-        with importing():
-            from pipeline.data.shards.indexing import index_tars
-
-        for parameter in context.command.params:
-            name = str(parameter.name)
-            if name not in INDEXING and context.params[name] != parameter.default:
-                what = out if name == "out" else f"--{name.replace('_', '-')}"
-                raise UserError(f"--index-only {source}: decodes tars and indexes them as they are; leave out {what}")
-        indexed = index_tars(source, workers=workers, max_rejected=max_rejected)
-        told = json.dumps({"folder": str(source)} | indexed.summary(), indent=2)
-        print(told if as_json else f"{indexed.samples} images indexed in {source}")
+        _index(context)
         return
     if out is None:
         raise UserError("shard: name the folder to write to: latentfuse shard SOURCE OUT")
     with importing():
         from pipeline.data.shards.array_jobs import Part
         from pipeline.data.shards.writing import write_shards
+        from pipeline.data.source.photographs import listed
 
     summary = write_shards(
         source, out, split=split, samples_per_shard=samples_per_shard, image_size=image_size, crop=crop,
@@ -88,18 +85,39 @@ def shard(
         print(f"{which}{name}: {manifest.samples} images in {len(manifest.shards)} shards ({new} new) in {folder}")
     for rejected in summary.rejected:
         print(f"rejected {rejected.file}: {rejected.reason}")
+    if summary.ignored:
+        print(f"ignored as no images: {listed(summary.ignored)}")
+
+
+def _index(context: typer.Context) -> None:
+    """`shard --index-only`."""
+    with importing():
+        from pipeline.data.shards.indexing import index_tars
+
+    given = context.params
+    source = given["source"]
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in INDEXING and given[name] != parameter.default:
+            what = given["out"] if name == "out" else f"--{name.replace('_', '-')}"
+            raise UserError(f"--index-only {source}: decodes tars and indexes them as they are; leave out {what}")
+    indexed = index_tars(source, workers=given["workers"], max_rejected=given["max_rejected"])
+    told = json.dumps({"folder": str(source)} | indexed.summary(), indent=2)
+    print(told if given["as_json"] else f"{indexed.samples} images indexed in {source}")
 
 
 def verify(
-    shards: Annotated[list[Path], typer.Argument(help="Split folders, as OUT/train OUT/test.")],
+    shards: Annotated[list[Path], typer.Argument(help="What `shard` wrote: OUT, or one of its splits.")],
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of shards; names the shard and key of each damage."""
     with importing():
+        from pipeline.data.shards.format import split_folders
         from pipeline.data.shards.verifying import verify as check
 
-    reports = {str(folder): check(folder, workers=workers) for folder in shards}
+    folders = [folder for each in shards for folder in split_folders(each)]
+    reports = {str(folder): check(folder, workers=workers) for folder in folders}
     for folder, (manifest, problems) in reports.items():
         for problem in problems:
             print(one_line(f"{folder}: {problem}"), file=sys.stderr)

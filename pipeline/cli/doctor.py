@@ -4,55 +4,43 @@ import importlib.metadata
 import os
 import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from pipeline.cli.checks import Check, refusal
+from pipeline.cli.plan import plan
+from pipeline.cli.run_folder import run_folder
 from pipeline.common.devices import check_device, slow_precision, unsupported_gpu
 from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
+from pipeline.data.loading.loader import shared_memory
+from pipeline.data.loading.order import Order
+from pipeline.data.loading.workers import SHARED_MEMORY, check_shared_memory
 from pipeline.data.shards.format import load_manifest
 from pipeline.data.shards.reader import ShardReader
 from pipeline.models.perceptual import PerceptualNetwork
+from pipeline.training.launcher import read_launcher
 
 PACKAGES = ("torch", "torchvision", "accelerate", "webdataset", "safetensors", "tensorboard")
-MIN_FREE_GIB = 5.0
-"""Checkpoints, events and a bundle of a full-width run with room to spare."""
-
-
-@dataclass(frozen=True)
-class Check:
-    what: str
-    state: str
-    fix: str = ""
-    """Empty where there is nothing to mend."""
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def examine(config: Config) -> list[Check]:
     """Every check, in the order in which a reader would mend them."""
-    return [
+    computing = [*_devices(config), *_launched(config)]
+    checks = [
         _versions(),
-        *_devices(config),
-        _disk(config.run_dir),
+        *computing,
+        *_loading(config),
+        *run_folder(config.run_dir),
         *_splits(config),
-        _refusal("perceptual weights", config.perceptual.weights, lambda: _perceptual(config)),
+        refusal("perceptual weights", config.perceptual.weights, lambda: _perceptual(config)),
     ]
-
-
-def as_text(checks: list[Check]) -> str:
-    """One line per check, and its fix under it."""
-    width = max(len(check.what) for check in checks)
-    lines = []
-    for check in checks:
-        lines.append(f"{'FIX ' if check.fix else 'ok  '} {check.what:<{width}}  {check.state}")
-        if check.fix:
-            lines.append(f"{'':<{width + 7}}-> {check.fix}")
-    return "\n".join(lines)
+    if any(check.fix for check in computing):
+        return checks  # it cannot compute
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return [*checks, Check("time", "not measured under a launcher; run `latentfuse doctor` alone")]
+    return [*checks, *plan(config)]
 
 
 def _versions() -> Check:
@@ -84,18 +72,35 @@ def _precision(config: Config, device: str) -> Check:
     precision = config.training.mixed_precision or "no"
     if slow := slow_precision(device, precision):
         return Check("precision", precision, slow)
-    return _refusal("precision", precision, lambda: check_device(device, precision))
+    return refusal("precision", precision, lambda: check_device(device, precision))
 
 
-def _disk(folder: Path) -> Check:
-    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
-    if not existing.is_dir():
-        return Check("disk", f"{existing} is a file", "set run_dir to a folder")
-    free = shutil.disk_usage(existing).free / 2**30
-    if not os.access(existing, os.W_OK):
-        return Check("disk", f"{existing} cannot be written", "set run_dir to a folder that you may write to")
-    fix = f"free some, or set run_dir elsewhere: a run wants {MIN_FREE_GIB:g} GiB" if free < MIN_FREE_GIB else ""
-    return Check("disk", f"{free:.0f} GiB free at {existing}", fix)
+def _launched(config: Config) -> list[Check]:
+    """What a launcher has told this process, and whether so many ranks can share the batch."""
+    training = config.training
+    try:
+        launch = read_launcher()
+    except UserError as error:
+        return [Check("launcher", "its environment is wrong", str(error))]
+    state = f"rank {launch.rank} of {launch.world_size}, which meet at {launch.address}" if launch.address else "none"
+    size, micro = training.global_batch_size, training.micro_batch_size
+
+    def order() -> Order:
+        return Order(1, config.seed, size, micro, launch.rank, launch.world_size)
+
+    batch = f"{size} images a step, {micro} at a time; {launch.world_size} ranks"
+    return [Check("launcher", state), refusal("batch", batch.replace("1 ranks", "1 rank"), order)]
+
+
+def _loading(config: Config) -> list[Check]:
+    """Whether the loader's workers have room for the images that they have ready."""
+    if config.data.stream is not None or not SHARED_MEMORY.exists():
+        return []
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    needed = ranks * shared_memory(config.data, config.training.micro_batch_size)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    state = f"{-(-needed // 2**20):,} MiB needed by data.workers={config.data.workers}, {free // 2**20:,} MiB free"
+    return [refusal("shared memory", state, lambda: check_shared_memory(config.data.workers, needed))]
 
 
 def _splits(config: Config) -> list[Check]:
@@ -126,11 +131,3 @@ def _shards(folder: Path) -> Check:
 def _perceptual(config: Config) -> None:
     if config.perceptual.weights != "random":
         PerceptualNetwork(config.perceptual)
-
-
-def _refusal(what: str, state: str, check: Callable[[], None]) -> Check:
-    try:
-        check()
-    except UserError as error:
-        return Check(what, state, str(error))
-    return Check(what, state)

@@ -27,10 +27,10 @@ def export(
 
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="Folder that `export` wrote.")],
-    shards: Annotated[Path, typer.Argument(help="Split folder, as OUT/test.")],
+    shards: Annotated[Path, typer.Argument(help="What `shard` wrote: OUT, or its OUT/test.")],
     out: Annotated[Path, typer.Option(help="Folder for metrics.json, metrics.md and figures.")] = Path("evaluation"),
     train: Annotated[
-        Path | None, typer.Option(help="Split folder of the training images; default: `train` beside SHARDS.")
+        Path | None, typer.Option(help="Where the training images are; default: `train` in or beside SHARDS.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder whose TensorBoard shall show it, too.")] = None,
     pairs: Annotated[int | None, typer.Option(min=2, help="Pairs behind the effect matrix.")] = None,
@@ -43,10 +43,12 @@ def evaluate(
 ) -> None:
     """Measure a bundle on held-out faces."""
     with importing():
+        from pipeline.data.shards.format import split_folder
         from pipeline.evaluation.report import evaluate as measure
         from pipeline.evaluation.table import as_table
 
-    result = measure(open_bundle(bundle, device), shards, out, pairs, perceptual_weights, train, run, quick)
+    test, train = split_folder(shards, "test"), train and split_folder(train, "train")
+    result = measure(open_bundle(bundle, device), test, out, pairs, perceptual_weights, train, run, quick)
     print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
 
 

@@ -1,6 +1,7 @@
 """From shards to weights."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,10 +58,13 @@ def doctor(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine for a run: versions, devices, disk, shards, perceptual weights; each problem with its fix."""
+    """Check this machine for a run, each problem with its fix, and measure how long the run takes here."""
     resolved = configuration(config, overrides)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return  # the first rank of this machine tells
     with importing():
-        from pipeline.cli.doctor import as_text, examine
+        from pipeline.cli.checks import as_text
+        from pipeline.cli.doctor import examine
 
     checks = examine(resolved)
     print(json.dumps([check.as_dict() for check in checks], indent=2) if as_json else as_text(checks))

@@ -183,6 +183,7 @@ def _prepare_data(config: Config, runtime: Runtime) -> None:
         return
     source = Path(config.data.source)
     from pipeline.data.shards.writing import write_shards
+    from pipeline.data.source.photographs import listed
 
     if config.data.source == PAINTED:
         from pipeline.common.processes import default_workers
@@ -198,6 +199,8 @@ def _prepare_data(config: Config, runtime: Runtime) -> None:
         write_faces(source, config.data.synth_count, seed=config.seed, workers=default_workers())
     written = write_shards(source, folder, split=config.data.split, max_rejected=config.data.max_rejected)
     print(f"shard: {written.samples} images in {folder}, {written.written} shards new", flush=True)
+    if written.ignored:
+        print(f"shard: ignored as no images: {listed(written.ignored)}", flush=True)
 
 
 def _finish(config: Config, runtime: Runtime) -> None:

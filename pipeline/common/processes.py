@@ -108,11 +108,16 @@ def run_tasks(
 
 
 def run_all(
-    function: Callable[[Shared, Task], Result], shared: Shared, tasks: Sequence[Task], workers: int | None, name: str
+    function: Callable[[Shared, Task], Result],
+    shared: Shared,
+    tasks: Sequence[Task],
+    workers: int | None,
+    work: str,
+    unit: str,
 ) -> list[Result]:
-    """The results of `run_tasks`, as they finish, with progress shown; `name` is what the tasks are called."""
+    """The results of `run_tasks`, as they finish, with progress shown: `work: 3 of 8 unit`."""
     with closing(run_tasks(function, shared, tasks, workers)) as results:
-        return list(progress(results, name, len(tasks)))
+        return list(progress(results, work, len(tasks), unit))
 
 
 def _started(function: Callable[..., Any], shared: Any, tasks: Sequence[Any]) -> tuple[Connection, BaseProcess]:

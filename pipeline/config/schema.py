@@ -30,9 +30,9 @@ class DataConfig(Section):
     """What `run` shards: `synth` for painted faces, or img_align_celeba.zip, its folder, or any folder of images."""
     synth_count: Positive = 2000
     """Faces to paint where `source` is `synth`."""
-    split: Annotated[str, BeforeValidator(number_as_text)] = "paper"
+    split: Annotated[str, BeforeValidator(number_as_text)] = "auto"
     """How `run` splits `source`: `paper` (the last 2,599 images are the test split), `official` (CelebA's partition
-    file), or the fraction that becomes the test split."""
+    file), the fraction that becomes the test split, or `auto`: `paper` from 20,000 images on, else 0.1."""
     max_rejected: Annotated[Whole, Field(ge=0)] = 0
     """Unreadable images that `run` may leave out of the shards before it stops."""
     shards: Folder | None = None

@@ -49,8 +49,7 @@ def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: Featu
     of_faces = list[dict[str, Tensor]]()
     of_pairs = defaultdict[str, list[dict[str, Tensor]]](list)
     features, pictures = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
-    total = -(-len(faces) // faces.batch_size)
-    for positions in progress(faces.batches(len(faces)), "reconstructions and mixes", total):
+    for positions in progress(faces.batches(len(faces)), "reconstructions and mixes", len(faces), "faces", len):
         images = faces.images(range(positions.start - 1, positions.stop))  # the first is a partner only
         z = faces.bundle.encode(images)
         back = faces.bundle.generate(z)
@@ -92,8 +91,7 @@ def training_pictures(faces: FacePairs) -> dict[str, Tensor]:
     faces, all others of the first half; uint8 (n, 3, S, S) on the CPU.
     """
     pictures, half = defaultdict[str, list[Tensor]](list), len(faces) // 2
-    total = -(-len(faces) // faces.batch_size)
-    for positions in progress(faces.batches(len(faces)), "training faces and mixes", total):
+    for positions in progress(faces.batches(len(faces)), "mixes to learn from", len(faces), "training faces", len):
         images = faces.images(range(positions.start - 1, positions.stop))
         z = faces.bundle.encode(images)
         back = faces.bundle.generate(z)

@@ -171,7 +171,7 @@ def _training_features(training: FaceImages, extractor: FeatureExtractor, bundle
     batches = (
         training.load_as_trained(chosen[start : start + config.batch_size]).to(bundle.device) for start in starts
     )
-    features, unit = extractor.training_features(progress(batches, "training images", len(starts)))
+    features, unit = extractor.training_features(progress(batches, "features", len(chosen), "training images", len))
     return features / unit, unit
 
 

@@ -82,7 +82,7 @@ def _rows(
     faces: FacePairs, pairs: int, name: str, measure: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 ) -> Rows:
     """What `measure` gives for A, Z_A and Z_B of the first pairs, a batch at a time."""
-    batches = progress(faces.latent_pairs(pairs), name, -(-pairs // faces.batch_size))
+    batches = progress(faces.latent_pairs(pairs), name, pairs, "pairs", lambda batch: len(batch[0]))
     return as_rows([measure(*batch) for batch in batches])
 
 
@@ -98,7 +98,7 @@ def detectability_rows(
     """
     learned, rows, device = training_pictures(training), Rows(), training.bundle.device
     names = [name for name in learned if name in pictures and name not in (FLOOR, PHOTOGRAPHS)]
-    for name in progress(names, "classifiers", len(names)):
+    for name in progress(names, "detectability", len(names), "kinds of mixes"):
         faces = PHOTOGRAPHS if name in ("mean_photographs", "morph") else FLOOR
         pairs = ((each[faces], each[name]) for each in (learned, pictures))
         (of_faces, mixed), (test_faces, test_mixed) = pairs

@@ -55,6 +55,8 @@ def as_table(result: dict[str, Any]) -> str:
     lines += [f"{name} is left out: {why}." for name, why in left_out.items()]
     if "net" in result["realism"]:
         lines.append(f"FID and KID: {result['realism']['net']}.")
+    if "FID_left_out" in result["realism"]:
+        lines.append(f"FID is left out: {result['realism']['FID_left_out']}.")
     lines += ["", "What lies between two faces, and what it is compared with:", "", *_mixes(result)]
     lines += ["", "Effect of flipping one element, relative to all:", ""]
     lines += _matrix(effects["matrix"], result["layers"])

@@ -67,7 +67,7 @@ def align(source: Path, out: Path, every: bool = False, workers: int | None = No
         detector.check()
         (out / FOLDER).mkdir(parents=True, exist_ok=True)
         files.write_json(out / RECORD, asked | {"complete": False})
-        outcomes = run_all(_align_one, (opened, out / FOLDER, every), opened.records, workers, "photographs")
+        outcomes = run_all(_align_one, (opened, out / FOLDER, every), opened.records, workers, "align", "photographs")
         summary = _summary(outcomes, out / f"{LANDMARKS}.txt")
         found = {"photographs": summary.photographs, "faces": summary.faces, "problems": summary.problems}
         files.write_json(out / RECORD, asked | found | {"complete": True})
@@ -92,7 +92,7 @@ def write_landmarks(source: Path, workers: int | None = None) -> Summary:
         raise UserError(f"{odd!r}: a comma or line break in its name, which a .csv file cannot hold; rename it")
     detector.check()
     with files.os_errors_named(folder):
-        outcomes = run_all(_find_one, opened, opened.records, workers, "photographs")
+        outcomes = run_all(_find_one, opened, opened.records, workers, "align", "photographs")
         return _summary(outcomes, folder / f"{LANDMARKS}.csv")
 
 

@@ -24,6 +24,11 @@ FIXED = (
     *("fusion.reading", "fusion.map"),
 )
 """What a resumed run may not change: it would no longer be the same run."""
+TOLD = {
+    "pretrain": ("training.pretrain_steps", "optimizer", "loss_weights"),
+    "train": ("training.fusion_steps", "optimizer", "loss_weights", "penalty", "fusion"),
+}
+"""What it may change, but says so, by stage: keys and sections."""
 
 
 def resume(stage: Stage, context: Context) -> int:
@@ -50,6 +55,8 @@ def resume(stage: Stage, context: Context) -> int:
     ranks.together(lambda: restore(found, stage.modules))
     ranks.together(lambda: _restore_optimizers(found, stage, runtime.optimizing))
     runtime.say(f"{stage.name}: resumed from {found.path}")
+    if changed := _changes(stage.name, found.config.as_dict(), context.config.as_dict()):
+        runtime.say(f"{stage.name}: changed from step {found.step} on: {', '.join(changed)}")
     return found.step
 
 
@@ -159,6 +166,20 @@ def _check_same_run(found: Checkpoint, stage: Stage, context: Context) -> None:
         before, after = _look_up(then, key), _look_up(now, key)
         if before != after:
             raise UserError(f"{key}: {after} now, but {before} in {found.path}; change it back or set another run_dir")
+
+
+def _changes(stage: str, then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """As `optimizer.schedule cosine (was constant)`, for each key of `TOLD` that differs."""
+    found = []
+    for key in TOLD[stage]:
+        before, after = _look_up(then, key), _look_up(now, key)
+        if isinstance(after, dict):
+            found += [
+                f"{key}.{name} {after[name]} (was {before[name]})" for name in after if after[name] != before[name]
+            ]
+        elif after != before:
+            found.append(f"{key} {after} (was {before})")
+    return found
 
 
 def _look_up(config: Any, key: str) -> Any:

@@ -69,7 +69,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
     assert names | {str(group.name) for group in cli.app.registered_groups} == COMMANDS
 
 
-@pytest.mark.parametrize("command", [*sorted(COMMANDS), "weights fetch"])
+@pytest.mark.parametrize("command", [*sorted(COMMANDS), "weights fetch", "bench step", "bench loader"])
 def test_every_command_explains_itself(command: str) -> None:
     result = latentfuse(*command.split(), "--help")
     assert result.code == 0 and "Usage:" in result.out and not result.errors

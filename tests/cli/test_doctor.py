@@ -6,21 +6,76 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Trained, latentfuse, tiny_arguments, tiny_config
+from running import Trained, free_port, latentfuse, listing, tiny_arguments, tiny_config
 
-from pipeline.cli import doctor
+from pipeline.cli import doctor, run_folder
+from pipeline.cli.bench import pace
+from pipeline.cli.checks import Check
+from pipeline.cli.plan import plan
 
 
-def test_all_is_fine(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "MIN_FREE_GIB", 0.0)
+@pytest.fixture(autouse=True)
+def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks alone: what measures asks for `measured`."""
+    monkeypatch.setattr(doctor, "plan", lambda _: [])
+    monkeypatch.setattr(run_folder, "MIN_FREE_GIB", 0.0)
+
+
+@pytest.fixture
+def measured(_unmeasured: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step is timed once, however quick it is."""
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
+    monkeypatch.setattr(doctor, "plan", plan)
+
+
+@pytest.mark.usefixtures("measured")
+def test_all_is_fine(trained: Trained, tmp_path: Path) -> None:
     result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards))
-    assert result.code == 0 and not result.errors and "FIX" not in result.out
+    assert result.code == 0 and "FIX" not in result.out
     assert (
         f"torch {torch.__version__.split('+')[0]}" in result.out
         and "10 images" in result.out
         and "4 images" in result.out
     )
-    assert not (tmp_path / "run").exists()
+    assert listing(tmp_path) == {"tiny.yaml"}, "nothing is left behind"
+    for line in ("pretrain", "train", "both stages", "memory", "locks", "clock", "launcher", "batch", "shared memory"):
+        assert f"\nok   {line} " in result.out
+    assert "4 steps of" in result.out and "as measured here" in result.out
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_plan_of_months_is_called_so_and_refuses_nothing(trained: Trained, tmp_path: Path) -> None:
+    long = ("training.pretrain_steps=1000000000", "training.fusion_steps=1000000000")
+    result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards, *long))
+    assert result.code == 0 and "\nnote both stages" in result.out
+    assert "-> a plan of " in result.out and "train on GPUs (launch/README.md)" in result.out
+
+
+def test_what_a_launcher_says(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "plan", lambda _: [Check("train", "measured")])
+
+    def told(**variables: str) -> dict[str, dict[str, str]]:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards), "--json")
+        return {check["what"]: check for check in json.loads(result.out)} if result.out else {}
+
+    alone = told(RANK="0")
+    assert "train" in alone and alone["launcher"]["state"] == "none"
+    two = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = told(**two)
+    assert "rank 0 of 2, which meet at 127.0.0.1" in both["launcher"]["state"]
+    assert "a micro_batch_size of 2 would do" in both["batch"]["fix"], "4 images are one micro-batch of one rank"
+    assert "train" not in both, "one rank alone would wait for the other"
+    assert "MASTER_PORT" in told(MASTER_PORT="none")["launcher"]["fix"]
+    assert told(LOCAL_RANK="1") == {}, "one rank of each machine tells"
+
+
+def test_little_shared_memory(trained: Trained, tmp_path: Path) -> None:
+    workers = ("data.workers=1024", "data.image_size=4096", "training.device=cuda")
+    result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards, *workers), "--json")
+    (check,) = [check for check in json.loads(result.out) if check["what"] == "shared memory"]
+    assert "786,816 MiB needed by data.workers=1024" in check["state"] and "use fewer (0 need none)" in check["fix"]
 
 
 def test_names_everything_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +101,7 @@ def test_finds_a_shard_that_is_cut(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_little_room(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "MIN_FREE_GIB", 1e9)
+    monkeypatch.setattr(run_folder, "MIN_FREE_GIB", 1e9)
     result = latentfuse("doctor", *tiny_arguments(tmp_path / "run", trained.shards))
     assert result.code == 2 and "free some" in result.out
 
@@ -87,8 +142,7 @@ def test_a_precision_that_only_costs_time(trained: Trained, tmp_path: Path, monk
     assert told.code == 0 and told.out.startswith("training.mixed_precision: this processor has no bf16")
 
 
-def test_what_a_run_would_be_refused_for(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "MIN_FREE_GIB", 0.0)
+def test_what_a_run_would_be_refused_for(trained: Trained, tmp_path: Path) -> None:
     shards = Path(shutil.copytree(trained.shards, tmp_path / "shards"))
     (tmp_path / "file").touch()
     (tmp_path / "empty.safetensors").touch()

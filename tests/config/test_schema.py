@@ -43,7 +43,7 @@ def test_the_papers_file_is_the_paper() -> None:
     ours = (weights.adversarial, weights.content, weights.style, weights.reconstruction, weights.total_variation)
     assert ours == (1, 1e-6, 5e-5, 30, 1)
     assert (adam.learning_rate, adam.beta1, adam.beta2) == (1e-3, 0.9, 0.999)
-    assert (training.global_batch_size, config.data.image_size, config.data.split) == (100, 128, "paper")
+    assert (training.global_batch_size, config.data.image_size, config.data.split) == (100, 128, "auto")
     assert (config.model.base_channels, config.model.elements) == (64, 5)
     assert (config.model.discriminator_norm, config.model.discriminator_output_gain) == ("batch", 1)
     assert (config.perceptual.arch, config.perceptual.weights) == ("vgg19", "imagenet")

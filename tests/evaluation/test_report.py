@@ -87,16 +87,18 @@ def test_without_training_images_realism_is_left_out(trained: Trained, tmp_path:
     assert "--train" in metrics["realism"]["left_out"] and metrics["train_shards"] is None
     assert "detectability" not in metrics
     assert "path" not in metrics  # nor are 0 pairs measured
-    result = latentfuse("evaluate", trained.bundle, alone, "--out", tmp_path / "e", "--train", trained.shards / "train")
+    result = latentfuse("evaluate", trained.bundle, alone, "--out", tmp_path / "e", "--train", trained.shards)
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["realism"]["train_count"] == 10
 
 
 def test_the_table_is_printed_and_kept_and_no_room_leaves_every_file_whole(trained: Trained, tmp_path: Path) -> None:
-    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path, "--pairs", "2")
+    arguments = ("evaluate", trained.bundle, trained.shards, "--out", tmp_path, "--pairs", "2")
     result = latentfuse(*arguments)
     table = (tmp_path / "metrics.md").read_text()
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert result.code == 0 and table in result.out and metrics["effects"]["count"] == 2
+    assert "reconstruction 4" in table, "the folder of both splits stands for its test split"
+    assert "FID is left out: 4 images for 512 features; more images than features are needed." in table
     assert f"| reconstruction L1 | {metrics['reconstruction']['L1']:.4f} |" in table
     assert "equal bits" in table and table.count("| element ") == 10
     with Image.open(tmp_path / "reconstruction.png") as picture:
@@ -119,7 +121,7 @@ def test_images_that_are_all_alike_are_no_accident(trained: Trained, tmp_path: P
 
 def test_what_is_missing_is_named(trained: Trained, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "e")
-    latentfuse("evaluate", trained.bundle, trained.shards, *out).assert_one_line("name that folder")
+    latentfuse("evaluate", trained.bundle, trained.shards / "photographs", *out).assert_one_line("no shards")
     latentfuse("evaluate", trained.bundle, tmp_path / "no", *out).assert_one_line("no such folder")
     nothing = ("--run", tmp_path / "no")
     latentfuse("evaluate", trained.bundle, trained.shards / "test", *out, *nothing).assert_one_line("--run", "no run")

@@ -117,6 +117,18 @@ def test_a_checkpoint_of_another_stage_is_refused(trained: Trained, run: Path) -
     latentfuse(*go_on(trained, run, "pretrain")).assert_one_line("step-00000004: is of the stage train, not pretrain")
 
 
+def test_a_schedule_that_changes_is_told(trained: Trained, run: Path) -> None:
+    changes = ("--set", "optimizer.schedule=cosine", "--set", "penalty.k=3", "--set", "tracking.log_every=2")
+    result = latentfuse(*go_on(trained, run), *changes)
+    assert result.code == 0
+    assert (
+        "train: changed from step 4 on: training.fusion_steps 6 (was 4), optimizer.schedule cosine (was constant), "
+        "penalty.k 3.0 (was 2.0)\n" in result.out
+    )
+    same = latentfuse(*go_on(trained, run), *changes)
+    assert same.code == 0 and "changed" not in same.out
+
+
 def test_init_is_told_when_it_is_not_used(trained: Trained, run: Path) -> None:
     for command in (go_on(trained, run), [*go_on(trained, run), "--init", trained.run]):
         result = latentfuse(*command)

@@ -35,7 +35,7 @@ def step(
 
 
 def loader(
-    shards: Annotated[Path, typer.Argument(help="Split folder, as OUT/train.")],
+    shards: Annotated[Path, typer.Argument(help="What `shard` wrote: OUT, or one of its splits.")],
     config: ConfigFile = None,
     overrides: Overrides = None,
     images: Annotated[int, typer.Option(min=1, help="Images to read in each of five rounds.")] = 1000,
@@ -45,6 +45,7 @@ def loader(
     resolved = configuration(config, overrides)
     with importing():
         from pipeline.cli.bench import loading
+        from pipeline.data.shards.format import split_folder
 
-    report = loading.measure(shards, resolved.data, images)
+    report = loading.measure(split_folder(shards, "train"), resolved.data, images)
     print(json.dumps(report, indent=2) if as_json else loading.as_text(report))

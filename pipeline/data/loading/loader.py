@@ -135,8 +135,7 @@ class FaceImages(Dataset[Loaded | UserError]):
             UserError: naming shard and key, for an image that cannot be read.
         """
         spans, workers = order.slices(), self.config.workers
-        held = (PREFETCH * workers + 2) * order.micro_batch_size
-        check_shared_memory(workers, held * 3 * self.config.image_size**2)
+        check_shared_memory(workers, shared_memory(self.config, order.micro_batch_size))
         sampler = (order.indices(step)[span] for step in range(first, last) for span in spans)
         left_out: set[str] = set()
         with loaded(self, workers, PREFETCH, batch_sampler=sampler, collate_fn=_as_it_is) as batches:
@@ -153,6 +152,13 @@ class FaceImages(Dataset[Loaded | UserError]):
 
     def _read(self, indices: Iterable[int]) -> Batch:
         return or_raise(collate([self[i] for i in indices]))
+
+
+def shared_memory(config: DataConfig, micro_batch_size: int) -> int:
+    """Bytes of it that the workers of one rank need: for the images that they have ready, and that training holds."""
+    if not config.workers:
+        return 0
+    return (PREFETCH * config.workers + 2) * micro_batch_size * 3 * config.image_size**2
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -81,6 +81,15 @@ def locked(out: Path, shared: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+def planned_split(out: Path) -> str | None:
+    """How an earlier run or another part splits the images; None: nothing is planned, or the plan is damaged."""
+    try:
+        split = parse_json(dict[str, Any], read_bytes(out / PLAN, MAX_JSON_BYTES))["options"]["split"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return split if isinstance(split, str) else None
+
+
 def settle_plan(out: Path, source: Source, options: Options, splits: list[str]) -> None:
     """Write the plan, or compare with the one that an earlier run or another part has written."""
     path = out / PLAN

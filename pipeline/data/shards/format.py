@@ -22,6 +22,7 @@ from pipeline.data.shards.tar import BLOCK
 
 SCHEMA: Final = 1
 MANIFEST, PLAN = "manifest.json", "plan.json"
+SPLITS = ("train", "validation", "test")
 MAX_JSON_BYTES = 2**25
 """A larger index is not read: that of 300,000 samples is smaller."""
 MAX_MANIFEST_BYTES = 2**24
@@ -272,13 +273,26 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     return manifest
 
 
+def split_folders(folder: Path) -> list[Path]:
+    """The splits in a folder of several; the folder itself where it is one split, or holds none."""
+    inside = [folder / split for split in SPLITS if (folder / split).is_dir()]
+    return inside if inside and not (folder / MANIFEST).exists() else [folder]
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    """`folder/split` in a folder of several; else the folder itself."""
+    return folder / split if folder / split in split_folders(folder) else folder
+
+
 def _why_no_manifest(folder: Path) -> str:
+    if not folder.is_dir() and (folder.parent / MANIFEST).is_file():
+        return f"{folder}: no such folder: {folder.parent} is one split; name the folder that holds train/ and test/"
     if not folder.is_dir():
         return f"{folder}: no such folder; write shards with `shard SOURCE OUT`"
     for split in ("train", "test"):
         if (folder / split / MANIFEST).is_file():
             return f"{folder}: no {MANIFEST} here, but in {folder / split}; name that folder"
-    if (folder.parent / PLAN).exists() or any(folder.glob("shard-*.index.json")):
+    if (folder.name in SPLITS and (folder.parent / PLAN).exists()) or any(folder.glob("shard-*.index.json")):
         return f"{folder}: no {MANIFEST}: `shard` has not finished; run it again (after --part: --finish), it continues"
     if any(folder.glob("[!.]*.tar")):
         return f"{folder}: tars without {MANIFEST}; index them with `shard --index-only {folder}`"

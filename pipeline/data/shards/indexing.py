@@ -55,7 +55,7 @@ def index_tars(folder: Path, *, workers: int | None = None, max_rejected: int = 
     if (folder.parent / PLAN).exists():
         raise UserError(f"{folder}: `shard` has not finished these; run it again, it continues")
     with os_errors_named(folder):
-        run_all(_index_tar, None, tars, workers, "tars")
+        run_all(_index_tar, None, tars, workers, "index", "tars")
         manifest = gather(tars, kind="indexed", split=None, fingerprint=None, options={})
         reject_at_most(manifest.rejected, max_rejected)
         if not manifest.samples:

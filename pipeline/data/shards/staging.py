@@ -23,14 +23,13 @@ from pipeline.data.shards.format import (
     MANIFEST,
     MAX_JSON_BYTES,
     MAX_MANIFEST_BYTES,
+    SPLITS,
     Manifest,
     ShardEntry,
     index_path,
     load_manifest,
     parse_manifest,
 )
-
-SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def stage(source: str, destination: Path, *, workers: int | None = None) -> Stag
                 _refuse_other_shards(split)
             tasks = [(split, shard) for split in due for shard in split.manifest.shards]
             _check_space(destination, tasks)
-            copied = Counter(run_all(_stage_shard, None, tasks, workers, "shards"))
+            copied = Counter(run_all(_stage_shard, None, tasks, workers, "stage", "shards"))
             for split in due:
                 with replacing(split.folder / MANIFEST) as temporary:
                     temporary.write_bytes(split.content)

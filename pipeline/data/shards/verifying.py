@@ -64,7 +64,7 @@ def verify(folder: Path, workers: int | None = None) -> Report:
         for path in folder.glob("[!.]*.tar")
         if path.name not in listed
     ]
-    for found in run_all(_check_shard, (folder, manifest), manifest.shards, workers, "shards"):
+    for found in run_all(_check_shard, (folder, manifest), manifest.shards, workers, "verify", "shards"):
         problems += found
     return Report(manifest, sorted(problems, key=lambda problem: problem.shard))
 

@@ -19,13 +19,14 @@ from pipeline.data.shards.array_jobs import (
     locked,
     missing,
     note_parts,
+    planned_split,
     remove_leftovers,
     settle_plan,
 )
 from pipeline.data.shards.format import PLAN, Manifest, Rejected, ShardError, read_index
 from pipeline.data.shards.packing import Options, Task, cut, gather, reject_at_most, write_manifest, write_shard
 from pipeline.data.source.photographs import Source, open_source
-from pipeline.data.source.splits import split_records
+from pipeline.data.source.splits import AUTO, split_records, usual_split
 
 
 class Written(NamedTuple):
@@ -38,10 +39,14 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What `write_shards` made, or found made; `part` is None for all shards."""
+    """What `write_shards` made, or found made; `part` is None for all shards.
+
+    `ignored` files are no images: ending -> their number.
+    """
 
     splits: dict[str, Written]
-    part: Part | None = None
+    part: Part | None
+    ignored: dict[str, int]
 
     @property
     def samples(self) -> int:
@@ -64,14 +69,15 @@ class Summary:
             for name, (folder, manifest, new) in self.splits.items()
         }
         part = str(self.part) if self.part else None
-        return {"part": part, "samples": self.samples, "written": self.written, "splits": splits}
+        counts = {"samples": self.samples, "written": self.written, "ignored": self.ignored}
+        return {"part": part, **counts, "splits": splits}
 
 
 def write_shards(
     source: Path,
     out: Path,
     *,
-    split: str = "paper",
+    split: str = AUTO,
     samples_per_shard: int = 1000,
     image_size: int | None = None,
     crop: int | None = None,
@@ -87,7 +93,7 @@ def write_shards(
 
     Args:
         source: anything `open_source` takes.
-        split: `paper` (the last 2,599 are test), `official` (partition file), or the test fraction, as "0.1".
+        split: of `split_records`, or `auto`: what `out` was begun with, else `usual_split`.
         image_size: None passes image bytes through untouched; else the side in pixels of a re-encoded square.
         crop: side in pixels of the centre square that is cut before resizing; None takes the shorter side.
         quality: of re-encoded JPEGs, 1 to 100; None: 90.
@@ -100,11 +106,10 @@ def write_shards(
         UserError: the source, the options or the disk, more than `max_rejected`, or shards missing for `finish`.
     """
     assert not (part and finish), "a part is not the last step"
-    for name, value in (("crop", crop), ("quality", quality)):
-        if value is not None and image_size is None:
-            raise UserError(f"{name}: {value} without an image size, so nothing is re-encoded; set the image size too")
-    options = Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
+    _check_re_encoding(image_size, crop=crop, quality=quality)
     opened = open_source(source)
+    split = _settled_split(split, out, len(opened.records))
+    options = Options(split, samples_per_shard, image_size, crop, (quality or 90) if image_size else None)
     splits = split_records(opened.records, split)
     tasks = {name: cut(out / name, records, samples_per_shard) for name, records in splits.items()}
     own = part.share(tasks) if part else tasks
@@ -120,12 +125,24 @@ def write_shards(
             remove_leftovers(out, own, only_shards=part is not None)
             if part and unfinished:
                 note_parts(out, part)
-            run_all(write_shard, (opened, options), unfinished, workers, "shards")
-            summary = Summary(_splits(out, own, {task.path for task in unfinished}, opened, options), part)
+            run_all(write_shard, (opened, options), unfinished, workers, "shard", "shards")
+            new = {task.path for task in unfinished}
+            summary = Summary(_splits(out, own, new, opened, options), part, opened.ignored)
             reject_at_most(summary.rejected, max_rejected)
             if not part:
                 _write_manifests(out, summary)
             return summary
+
+
+def _settled_split(split: str, out: Path, images: int) -> str:
+    """What `split` stands for: `auto` goes on as `out` was begun."""
+    return (planned_split(out) or usual_split(images)) if split == AUTO else split
+
+
+def _check_re_encoding(image_size: int | None, **options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and image_size is None:
+            raise UserError(f"{name}: {value} without an image size, so nothing is re-encoded; set the image size too")
 
 
 def _unfinished(tasks: list[Task], max_rejected: int | None) -> list[Task]:
@@ -164,6 +181,9 @@ def _splits(
 def _write_manifests(out: Path, summary: Summary) -> None:
     for folder, manifest, _ in summary.splits.values():
         if not manifest.samples:
-            raise UserError(f"{folder}: every image of this split was rejected")
+            raise UserError(
+                f"{folder}: every image of this split was rejected; mend them, or write to another folder with a "
+                "larger fraction, as --split 0.3 (data.split)"
+            )
         write_manifest(folder, manifest)
     forget_parts(out)

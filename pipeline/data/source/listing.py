@@ -6,6 +6,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -111,6 +112,21 @@ class FileReader:
                 raise UserError(f"{self.location}: {path} is in it twice; a damaged list, or a zip to be made anew")
             found[path] = File(path, member.file_size, member.CRC, member.filename)
         return [*found.values()]
+
+    def ignored(self, wanted: Callable[[str], bool]) -> dict[str, int]:
+        """How many files there are beside those that are `wanted` and hidden ones: ending -> number, most first."""
+        if self._is_zip:
+            paths = [member.filename for member in self._opened().infolist() if not member.is_dir()]
+        else:
+            paths = [
+                os.path.relpath(os.path.join(parent, name), self.location)
+                for parent, _, names in os.walk(self.location)
+                for name in names
+            ]
+        paths = [_ROOTED.sub("", path) for path in paths]
+        others = [path for path in paths if not wanted(path) and not is_hidden(path)]
+        endings = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in others)
+        return dict(sorted(endings.items(), key=lambda each: (-each[1], each[0])))
 
     def _check_name(self, member: zipfile.ZipInfo) -> None:
         """An image whose name in the list is damaged looks like another file: one that would be left out."""

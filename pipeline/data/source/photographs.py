@@ -24,6 +24,8 @@ ANNOTATION_FOLDERS = ("", "Anno", "Eval")
 # Key, dot, extension must fit the 100 bytes of a tar header's name.
 LONGEST_KEY = 80
 
+_KINDS_SHOWN = 5
+
 _ANNOTATION_FILES = frozenset(f"{stem}{suffix}" for stem in annotations.STEMS for suffix in (".txt", ".csv"))
 _NOT_IN_A_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
@@ -63,6 +65,8 @@ class Source:
     files: dict[str, File]
     records: list[Record]
     fingerprint: str
+    ignored: dict[str, int]
+    """Files that are neither images nor annotations nor hidden: ending -> their number."""
 
     def read(self, name: str) -> bytes:
         """The bytes of one image, by its record's name. Raises OSError as `FileReader.read`."""
@@ -79,11 +83,13 @@ def open_source(path: Path) -> Source:
         UserError: nothing there, no images, a damaged zip, or a malformed annotation file.
     """
     reader = FileReader(_locate(path))
-    listed = reader.files(lambda name: is_image(name) or _is_annotation(name))
-    pictures = [file for file in listed if is_image(file.path)]
-    inside = {Path(file.path).name: file for file in reversed(listed) if _is_annotation(file.path)}
+    found = reader.files(_is_read)
+    pictures = [file for file in found if is_image(file.path)]
+    inside = {Path(file.path).name: file for file in reversed(found) if _is_annotation(file.path)}
+    ignored = reader.ignored(_is_read)
     if not pictures:
-        raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it")
+        instead = f", but {listed(ignored)}" if ignored else ""
+        raise UserError(f"{path}: no {', '.join(SUFFIXES)} images and no {ARCHIVE} in it{instead}")
     # One common folder says nothing about an image: so a zip, its folder and Kaggle's nested folder name images alike.
     parents = {file.path.rpartition("/")[0] for file in pictures}
     prefix = os.path.commonpath(parents) if "" not in parents else ""
@@ -92,7 +98,17 @@ def open_source(path: Path) -> Source:
     lines = [f"{name}\0{file.size}\0{file.crc32}\n" for name, file in sorted(by_name.items())]
     lines += [f"{stem}\0{hashlib.sha256(contents[stem]).hexdigest()}\n" for stem in sorted(contents)]
     fingerprint = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-    return Source(reader, by_name, _records(by_name, tables), fingerprint)
+    return Source(reader, by_name, _records(by_name, tables), fingerprint, ignored)
+
+
+def listed(ignored: dict[str, int]) -> str:
+    """As `9 .txt, 3 .gif`."""
+    kinds = [f"{number} {ending}" for ending, number in ignored.items()]
+    return ", ".join(kinds[:_KINDS_SHOWN] + ["..."] * (len(kinds) > _KINDS_SHOWN))
+
+
+def _is_read(path: str) -> bool:
+    return is_image(path) or _is_annotation(path)
 
 
 def _locate(path: Path) -> Path:

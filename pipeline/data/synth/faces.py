@@ -74,7 +74,7 @@ def _write(out: Path, count: int, seed: int, workers: int) -> None:
     files.write_json(out / "synth.json", {**asked, "complete": False})
     tasks = [range(start, min(start + _CHUNK, count + 1)) for start in range(1, count + 1, _CHUNK)]
     with closing(run_tasks(_paint_chunk, (images, seed), tasks, workers)) as chunks:
-        painted = sorted(progress(chunks, "painting faces", len(tasks)))
+        painted = sorted(progress(chunks, "synth", count, "faces", lambda chunk: len(chunk[1])))
     _write_annotations(out, [row for _, rows in painted for row in rows])
     files.write_json(out / "synth.json", {**asked, "complete": True})
 

@@ -10,7 +10,7 @@ from running import Trained, latentfuse, tiny_arguments
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_rates_and_ratios(trained: Trained, tmp_path: Path, workers: int) -> None:
-    arguments = ("bench", "loader", trained.shards / "train", "--images", "64")
+    arguments = ("bench", "loader", trained.shards / "train" if workers else trained.shards, "--images", "64")
     options = tiny_arguments(tmp_path / "run", trained.shards, f"data.workers={workers}")
     told = json.loads(latentfuse(*arguments, *options, "--json").out)
     assert told["images"] == 256 and told["workers"] == workers and told["image_size"] == 32

@@ -151,6 +151,8 @@ def test_bad_manifests(folder: Path, tmp_path: Path) -> None:
         load_manifest(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"but in .*train; name that folder"):
         load_manifest(folder.parent)
+    with pytest.raises(UserError, match=r"train is one split; name the folder that holds train/ and test/"):
+        load_manifest(folder / "train")  # as where data.shards names one split
     path = folder / "manifest.json"
     value = json.loads(path.read_text())
     first = value["shards"][0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from making import member_offsets
+from running import latentfuse
 
 from pipeline.data.shards.verifying import verify
 
@@ -72,3 +73,11 @@ def test_what_may_not_be_read_is_not_called_damaged(folder: Path, monkeypatch: p
     monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(PermissionError, match="shard-000000"):
         verify(folder, workers=1)
+
+
+def test_the_folder_of_all_splits_stands_for_each(folder: Path) -> None:
+    out = folder.parent
+    told = json.loads(latentfuse("verify", out, "--workers", "1", "--json").out)
+    assert {Path(name).name: report["ok"] for name, report in told.items()} == {"train": True, "test": True}
+    (out / "test" / "manifest.json").unlink()
+    latentfuse("verify", out, "--workers", "1").assert_one_line(str(out / "test"), "`shard` has not finished")

@@ -23,7 +23,7 @@ from pipeline.data.shards.reader import ShardReader
 from pipeline.data.shards.verifying import verify
 from pipeline.data.shards.writing import write_shards
 from pipeline.data.source.photographs import Record, open_source
-from pipeline.data.source.splits import split_records
+from pipeline.data.source.splits import split_records, usual_split
 
 OLD = "46018ddbdd731b85f943783acdc07fc0272729c33995f6f00d9f675ce633fc9b"
 
@@ -54,7 +54,12 @@ def test_splits(source: Path, tmp_path: Path) -> None:
     }
     assert list(read_all(tmp_path / "official" / "test")) == ["000020", "000021", "000022", "000023"]
     assert json.loads(json.dumps(summary.as_dict()))["samples"] == COUNT
-    for split, message in [("paper", "--split 0.1"), ("half", "'half'"), ("1.5", "between 0 and 1"), ("0.999", "none")]:
+    for split, message in [
+        ("paper", "--split auto"),
+        ("half", "'half'"),
+        ("1.5", "between 0 and 1"),
+        ("0.999", "none"),
+    ]:
         with pytest.raises(UserError, match=message):
             write_shards(source, tmp_path / "refused", split=split)
     assert not (tmp_path / "refused").exists()
@@ -67,6 +72,22 @@ def test_splits(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source / "img_align_celeba", bare / "photos")
     with pytest.raises(UserError, match=r"list_eval_partition\.txt"):
         write_shards(bare, tmp_path / "refused", split="official")
+    for split in ("0.1", "paper", "auto", "official"):
+        with pytest.raises(UserError, match="1 image here; at least 2 are needed"):
+            split_records([record], split)
+
+
+def test_the_usual_split_is_what_the_number_of_images_allows(source: Path, tmp_path: Path) -> None:
+    assert [usual_split(images) for images in (2, 19_999, 20_000, 202_599)] == ["0.1", "0.1", "paper", "paper"]
+    summary = write_shards(source, tmp_path / "out", workers=1)
+    assert {name: split.manifest.samples for name, split in summary.splits.items()} == {"train": 21, "test": 2}
+    assert summary.splits["test"].manifest.options["split"] == "0.1"
+    write_shards(source, tmp_path / "other", split="0.2", workers=1)
+    again = write_shards(source, tmp_path / "other", workers=1)
+    assert again.written == 0, "a folder keeps the split that it was begun with"
+    (tmp_path / "other" / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        write_shards(source, tmp_path / "other", workers=1)
 
 
 def test_other_options_or_source_are_refused(source: Path, folder: Path, tmp_path: Path) -> None:

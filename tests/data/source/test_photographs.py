@@ -1,5 +1,6 @@
 """Sources: every layout that people have, told apart and read alike; and what is wrong with a bad one."""
 
+import json
 import pickle
 import shutil
 import zipfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from making import jpeg
+from running import latentfuse
 
 from pipeline.common.errors import UserError
 from pipeline.data.source.photographs import open_source
@@ -228,3 +230,21 @@ def test_bad_sources(celeba: Path, tmp_path: Path) -> None:
     archive.write_bytes(damaged)
     with pytest.raises(OSError, match="CRC-32"):
         open_source(archive).read(NAMES[0])
+
+
+def test_files_that_are_no_images_are_counted(celeba: Path, tmp_path: Path) -> None:
+    images = celeba / "img_align_celeba"
+    shutil.move(celeba / "list_attr_celeba.txt", images)
+    assert open_source(celeba).ignored == {}, "annotations are read"
+    for name in ("a.gif", "b.GIF", "notes.txt", "Makefile", "more/c.gif"):
+        (images / name).parent.mkdir(exist_ok=True)
+        (images / name).write_bytes(b"junk")
+    expected = {".gif": 3, ".txt": 1, "without an ending": 1}
+    assert open_source(celeba).ignored == expected
+    assert open_source(zipped(celeba, tmp_path / "a.zip")).ignored == expected | {".gif": 2}  # without the inner folder
+    told = latentfuse("shard", celeba, tmp_path / "out", "--workers", "1").out
+    assert told.splitlines()[-1] == "ignored as no images: 3 .gif, 1 .txt, 1 without an ending"
+    told = latentfuse("shard", celeba, tmp_path / "out", "--json").out
+    assert json.loads(told)["ignored"] == expected
+    with pytest.raises(UserError, match=r"no .* images and no .* in it, but 1 \.gif"):
+        open_source(images / "more")
