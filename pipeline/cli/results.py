@@ -43,13 +43,17 @@ def evaluate(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a bundle on held-out faces."""
+    """Measure a bundle on held-out faces; under a launcher its ranks share the work."""
     with importing():
         from pipeline.evaluation.report import evaluate as measure
         from pipeline.evaluation.table import as_table
+        from pipeline.training.ranks import meeting
 
-    result = measure(open_bundle(bundle, device), shards, out, pairs, perceptual_weights, train, run, quick)
-    print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
+    with meeting(device) as (ranks, own):
+        opened = ranks.together(lambda: open_bundle(bundle, device, own))
+        result = measure(opened, shards, out, pairs, perceptual_weights, train, run, quick, ranks)
+    if ranks.rank == 0:
+        print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
 
 
 def compare(
