@@ -59,12 +59,17 @@ def evaluate(
 def compare(
     a: Annotated[Path, typer.Argument(help="metrics.json that `evaluate` wrote; per_image.json is beside it.")],
     b: Annotated[Path, typer.Argument(help="The same of another bundle, on the same faces.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further ones, as of other seeds.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two evaluations: differences with intervals."""
+    """Compare two evaluations: differences with intervals. Of more, such as seeds of a recipe: mean and spread."""
     with importing():
         from pipeline.evaluation import compare as comparing
 
+    if more:
+        numbers = comparing.spread([a, b, *more])
+        print(json.dumps(numbers, indent=2) if as_json else comparing.as_spread(numbers, [a, b, *more]))
+        return
     differences = comparing.compare(a, b)
     print(json.dumps(differences, indent=2) if as_json else comparing.as_table(differences))
 
