@@ -19,6 +19,7 @@ from pipeline.training import checkpoint
 SCRIPTS = [
     *sorted(path for path in (REPOSITORY / "launch").rglob("*") if path.suffix in (".sh", ".sbatch")),
     REPOSITORY / ".ci" / "run",
+    REPOSITORY / "launch" / "containers" / "bin" / "latentfuse",
 ]
 SRUN = """#!/usr/bin/env bash
 # Starts the tasks and returns the highest of their exit codes.
@@ -121,6 +122,29 @@ def test_every_file_is_tested() -> None:
     jobs = {"train.sbatch", "shard.sbatch", "smoke.sbatch", "compare.sbatch"}
     assert {path.name for path in SCRIPTS} >= jobs | {"rank.sh", "results_gpu.sh", "run"}
     assert {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()} == {"gpu1", "node8", "nodes"}
+
+
+def test_containers_hold_the_pinned_versions_and_all_that_is_installed() -> None:
+    folder = REPOSITORY / "launch" / "containers"
+    dockerfile, definition = ((folder / name).read_text() for name in ("Dockerfile", "latentfuse.def"))
+    (base,) = (line.split()[1] for line in dockerfile.splitlines() if line.startswith("FROM "))
+    assert f"\nFrom: {base}\n" in definition
+    install = ("pip install --requirement requirements.lock", "pip install --no-deps --no-build-isolation .")
+    assert all(command in text for command in install for text in (dockerfile, definition))
+    copied = {name for line in dockerfile.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]}
+    files = definition.split("%files\n")[1].split("\n\n")[0].splitlines()
+    assert {line.split()[0] for line in files} == copied
+    sent = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert all((REPOSITORY / name).exists() and f"!{name}" in sent for name in copied)
+    commands = definition.split("%post\n")[1].split("\n\n")[0]
+    subprocess.run(["sh", "-n"], input=commands, text=True, check=True)
+
+
+def test_the_container_stands_in_for_an_environment(cluster: Cluster) -> None:
+    cluster.program("apptainer", '#!/usr/bin/env bash\necho "$*"\n')
+    variables = {"VENV": "launch/containers", "SIF": "some.sif", "LOCAL": "", "SLURM_NTASKS": 1}
+    result = finish(cluster.job("train.sbatch", **variables))
+    assert result.code == 0 and "exec --nv some.sif latentfuse pretrain --config" in result.out, result
 
 
 @pytest.mark.parametrize(("name", "processes", "machines"), [("gpu1", 1, 1), ("node8", 8, 1), ("nodes", 16, 2)])
