@@ -24,8 +24,8 @@ def pins(name: str) -> dict[str, set[str]]:
 
 def test_both_locks_pin_the_same_versions() -> None:
     locked: dict[str, set[str]] = {}
-    for package in LOCKED:
-        locked.setdefault(package["name"], set()).add(package["version"])
+    for each in LOCKED:
+        locked.setdefault(each["name"], set()).add(each["version"])
     driver = {"playwright", "greenlet", "pyee"}  # of the browser in `make test-web`; not the package's
     for name in ("requirements.lock", "requirements-web.lock"):
         for package, versions in pins(name).items():
