@@ -230,7 +230,7 @@ def _own_device(device: str) -> str:
     if device != "cuda" or not count:
         return device
     if rank >= count:
-        raise UserError(f"--device cuda: {count} GPUs here, but more ranks; start as many as there are GPUs")
+        raise UserError(f"--device cuda: more ranks on this machine than GPUs, of which there are {count}; start fewer")
     torch.cuda.set_device(rank)
     return f"cuda:{rank}"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from forking import Started, narrow, start_command, start_ranks, until_released
 from running import Result, Trained, listing, scalars, tiny_arguments
 
@@ -152,6 +153,19 @@ def test_ranks_with_other_images_are_refused(trained: Trained, tmp_path: Path) -
     results = [each.finish() for each in ranks]
     results[0].assert_one_line(f"rank 1: {other}: not what rank 0 has there; bring this node's up to date")
     assert results[1].code == 2 and not (tmp_path / "evaluation").exists()
+
+
+def with_one_gpu() -> None:
+    """As far as this process is told; it is not used."""
+    torch.cuda.device_count = lambda: 1
+    torch.cuda.set_device = lambda device: None
+
+
+def test_each_rank_has_a_gpu_of_its_own(trained: Trained, tmp_path: Path) -> None:
+    arguments = ("evaluate", trained.bundle, trained.shards / "test", "--out", tmp_path / "out", "--device", "cuda")
+    results = [each.finish() for each in start_ranks(tmp_path, 2, *arguments, prepare=with_one_gpu)]
+    results[0].assert_one_line("rank 1: --device cuda: more ranks on this machine than GPUs, of which there are 1")
+    assert results[1].code == 2 and not (tmp_path / "out").exists()
 
 
 def waits_on_rank_one() -> None:
