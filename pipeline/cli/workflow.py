@@ -84,7 +84,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     def lost(reason: str) -> None:
         if runtime.ranks.is_main:
             status.write("failed", LostRank.exit_code, reason)
-        leave(f"lost another rank: {reason}; the newest checkpoint is whole, the same command resumes")
+        leave(f"lost another rank: {reason}; {runtime.ranks.when_lost}")
 
     with ExitStack() as stack:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
