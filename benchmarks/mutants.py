@@ -88,6 +88,7 @@ MUTANTS = (
     Mutant("checkpoints that are kept", "training", "if each <= path][:-keep]", "if each <= path][keep:]"),
     Mutant("the ranks' votes", "training", "distributed.all_gather_object(told, mine, group=self._group)", "told[self.rank] = mine", "tests/integration/test_preemption.py"),
     # Measures and evaluation
+    Mutant("an evaluation's shares", "evaluation", "items[ranks.rank :: ranks.world_size]", "items[ranks.rank :: ranks.world_size][::-1]"),
     Mutant("detectability: which side is mixed", "evaluation", "np.searchsorted(ordered, of_mixed), np", "np.searchsorted(ordered, of_faces), np"),
     Mutant("ghost: the share of A", "measures", "exposure = share * back_a + (1 - share) * back_b", "exposure = (back_a + back_b) / 2"),
     Mutant("a morph's middle", "evaluation", "Triangulation(*((corners_a + corners_b) / 2).T)", "Triangulation(*corners_a.T)"),

@@ -167,7 +167,7 @@ def _fuse_many(folder: Path, listed: Path, out_dir: Path, asked: Asked, device: 
         raise UserError(f"{given.where}: has a lambda, of which {asked.several} shows all; leave out one of them")
     elements, lambda_ = _elements_and_lambda(folder, bundle, asked)
     said: Counter[str] = Counter()
-    for pair in progress(pairs, "pairs", len(pairs)):
+    for pair in progress(pairs, "fuse", len(pairs), "pairs"):
         try:
             framed, where, notices = _prepared(bundle, (pair.a, pair.b), asked)
             own = lambda_ if pair.lambda_ is None else pair.lambda_

@@ -38,8 +38,8 @@ def configuration(path: Path | None, overrides: list[str] | None, dry_run: bool 
     return resolved
 
 
-def open_bundle(path: Path, device: str) -> Any:
-    """The bundle in a folder, on cpu or cuda."""
+def open_bundle(path: Path, device: str, own: str | None = None) -> Any:
+    """The bundle in a folder, on cpu or cuda; `own` is the one of several GPUs that is this rank's."""
     with importing():
         from pipeline.common.devices import check_device
         from pipeline.inference.bundle import load_bundle
@@ -47,4 +47,4 @@ def open_bundle(path: Path, device: str) -> Any:
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: cpu or cuda")
     check_device(device, "no")
-    return load_bundle(path, device)
+    return load_bundle(path, own or device)

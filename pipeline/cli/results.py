@@ -41,26 +41,35 @@ def evaluate(
     device: Device = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Measure a bundle on held-out faces."""
+    """Measure a bundle on held-out faces; under a launcher its ranks share the work."""
     with importing():
         from pipeline.data.shards.format import split_folder
         from pipeline.evaluation.report import evaluate as measure
         from pipeline.evaluation.table import as_table
+        from pipeline.training.ranks import meeting
 
     test, train = split_folder(shards, "test"), train and split_folder(train, "train")
-    result = measure(open_bundle(bundle, device), test, out, pairs, perceptual_weights, train, run, quick)
-    print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
+    with meeting(device) as (ranks, own):
+        opened = ranks.together(lambda: open_bundle(bundle, device, own))
+        result = measure(opened, test, out, pairs, perceptual_weights, train, run, quick, ranks)
+    if ranks.rank == 0:
+        print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
 
 
 def compare(
     a: Annotated[Path, typer.Argument(help="metrics.json that `evaluate` wrote; per_image.json is beside it.")],
     b: Annotated[Path, typer.Argument(help="The same of another bundle, on the same faces.")],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further ones, as of other seeds.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two evaluations: differences with intervals."""
+    """Compare two evaluations: differences with intervals. Of more, such as seeds of a recipe: mean and spread."""
     with importing():
         from pipeline.evaluation import compare as comparing
 
+    if more:
+        numbers = comparing.spread([a, b, *more])
+        print(json.dumps(numbers, indent=2) if as_json else comparing.as_spread(numbers, [a, b, *more]))
+        return
     differences = comparing.compare(a, b)
     print(json.dumps(differences, indent=2) if as_json else comparing.as_table(differences))
 

@@ -1,7 +1,7 @@
 """The stages as a user runs them, and all of them in a row. They hand on to each other through files only."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.training.export import export_bundle, provenance
 from pipeline.training.fusion import FusionStage
 from pipeline.training.heartbeat import leave
 from pipeline.training.pretrain import PretrainStage
+from pipeline.training.ranks import AtOnce
 from pipeline.training.runtime import Runtime
 from pipeline.training.status import Status
 from pipeline.training.trackers import check_installed
@@ -57,11 +58,15 @@ def run(config: Config) -> None:
         UserError: if a stage cannot go on.
     """
     with _job(config) as runtime:
-        runtime.ranks.on_main(lambda: _at_once(_prepare_data, config, runtime))
+        at_once = AtOnce(runtime.ranks)
+        at_once.on_main(lambda: _prepare_data(config))
         _pretrain(config, runtime)
         runtime.free_memory()
         _train(config, runtime, None)
-        runtime.ranks.on_main(lambda: _at_once(_finish, config, runtime))
+        at_once.on_main(lambda: _export(config))
+        bundle = at_once.together(lambda: _made_bundle(config, runtime))
+        metrics = _evaluate(config, bundle, at_once)
+        at_once.on_main(lambda: _show(config, bundle, metrics))
 
 
 @contextmanager
@@ -80,7 +85,7 @@ def _job(config: Config) -> Iterator[Runtime]:
     def lost(reason: str) -> None:
         if runtime.ranks.is_main:
             status.write("failed", LostRank.exit_code, reason)
-        leave(f"lost another rank: {reason}; the newest checkpoint is whole, the same command resumes")
+        leave(f"lost another rank: {reason}; {runtime.ranks.when_lost}")
 
     with ExitStack() as stack:
         stack.enter_context(runtime.ranks.watched(config.run_dir, lost))
@@ -113,12 +118,6 @@ def _tell_refusal(run_dir: Path, status: Status, refusal: UserError | LostRank) 
 def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:
     stack.enter_context(checkpoint.claimed(run_dir))
     stack.enter_context(status)
-
-
-def _at_once(work: Callable[[Config, Runtime], None], config: Config, runtime: Runtime) -> None:
-    """Work that a signal may end where it stands: it writes whole files or none, and goes on when run again."""
-    with runtime.ranks.signals.waiting():
-        work(config, runtime)
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:
@@ -174,7 +173,7 @@ def _held_out(config: Config) -> Path:
     return test if test.exists() and load_manifest(test).samples >= 2 else train
 
 
-def _prepare_data(config: Config, runtime: Runtime) -> None:
+def _prepare_data(config: Config) -> None:
     folder = config.shards_dir
     if config.data.stream is not None:
         return
@@ -203,28 +202,52 @@ def _prepare_data(config: Config, runtime: Runtime) -> None:
         print(f"shard: ignored as no images: {listed(written.ignored)}", flush=True)
 
 
-def _finish(config: Config, runtime: Runtime) -> None:
-    """Export, evaluate, fuse; prints what was made."""
+def _export(config: Config) -> None:
+    """The bundle of the newest checkpoint, unless it is there."""
+    folder = config.run_dir / "bundle"
+    found = checkpoint.find(checkpoint.folder_of(config.run_dir, "train"))
+    if _trained(folder) != provenance(found):
+        export_bundle(found, folder)
+        print(f"export: {folder}", flush=True)
+
+
+def _made_bundle(config: Config, runtime: Runtime) -> bundles.Bundle:
+    """That bundle, on this rank's device, to be evaluated as asked for now."""
+    bundle = bundles.load_bundle(config.run_dir / "bundle", runtime.device)
+    data = bundle.config.data.model_copy(update={"max_bad_samples": config.data.max_bad_samples})
+    bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation, "data": data})
+    return bundle
+
+
+def _evaluate(config: Config, bundle: bundles.Bundle, ranks: AtOnce) -> dict[str, Any]:
+    """What `metrics.json` holds; measured by all ranks, unless it is there."""
+    out = config.run_dir / "evaluation"
+
+    def earlier() -> dict[str, Any] | None:
+        metrics = _read_json(out / "metrics.json")
+        told = tuple(metrics.get(key) for key in ("version", "bundle", "shards", "asked"))
+        images = FaceImages(_held_out(config), config.data)
+        asked = (VERSION, bundle.trained, images.content_hash, config.evaluation.model_dump(mode="json"))
+        return metrics if told == asked else None
+
+    metrics = ranks.on_main(earlier)
+    if metrics is not None:
+        return metrics
+    shards = ranks.together(lambda: _held_out(config))
+    return evaluate(bundle, shards, out, run_dir=config.run_dir, ranks=ranks)
+
+
+def _show(config: Config, bundle: bundles.Bundle, metrics: dict[str, Any]) -> None:
+    """The table, a strip of held-out pairs, and where all that was made is."""
     made = {
         "bundle": config.run_dir / "bundle",
         "evaluation": config.run_dir / "evaluation",
         "strip": config.run_dir / "strip.png",
         "TensorBoard": config.run_dir / "tensorboard",
     }
-    found = checkpoint.find(checkpoint.folder_of(config.run_dir, "train"))
-    if _trained(made["bundle"]) != provenance(found):
-        export_bundle(found, made["bundle"])
-        print(f"export: {made['bundle']}", flush=True)
-    bundle = bundles.load_bundle(made["bundle"], runtime.device)
-    data = bundle.config.data.model_copy(update={"max_bad_samples": config.data.max_bad_samples})
-    bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation, "data": data})  # as asked for now
-    images = FaceImages(_held_out(config), config.data)
-    metrics = _read_json(made["evaluation"] / "metrics.json")
-    told = tuple(metrics.get(key) for key in ("version", "bundle", "shards", "asked"))
-    if told != (VERSION, bundle.trained, images.content_hash, config.evaluation.model_dump(mode="json")):
-        metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
-    shown = images.first(2 * STRIPS).to(runtime.device).split(1)
+    images = FaceImages(_held_out(config), config.data)
+    shown = images.first(2 * STRIPS).to(bundle.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), STRIP)
     picture_files.save(strips, made["strip"], about(made["bundle"], FALLING.format(STRIP)))
     print("\nMade:" + "".join(f"\n  {what:<12} {path}" for what, path in made.items()), flush=True)

@@ -1,7 +1,7 @@
 """Two evaluations of the same faces, image by image: differences with paired bootstrap intervals."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,41 @@ def compare(a: Path, b: Path) -> list[dict[str, Any]]:
     for section in ("realism", "factors"):
         found += _without_rows(section, result_a[section], result_b[section])
     return found
+
+
+def spread(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Every number of three evaluations or more, as of several seeds of one recipe, and how far they lie apart.
+
+    Returns:
+        For each number its `metric`, `values` in the order of `paths`, `mean` and `deviation`, the sample standard
+        deviation; None where a value is not known.
+
+    Raises:
+        UserError: as `compare`, of the first with each of the others.
+    """
+    first, *others = paths
+    compared = [{line["metric"]: line for line in compare(first, other)} for other in others]
+    found = []
+    for metric in compared[0]:
+        lines = [each[metric] for each in compared if metric in each]
+        if len(lines) < len(compared):  # left out in one of them, as FID with few images
+            continue
+        values = [lines[0]["a"], *(line["b"] for line in lines)]
+        numbers = np.array(values, dtype=np.float64)  # NaN for None
+        mean, deviation = numbers.mean(), numbers.std(ddof=1)
+        found.append({"metric": metric, "values": values, "mean": plain(mean), "deviation": plain(deviation)})
+    return found
+
+
+def as_spread(numbers: list[dict[str, Any]], paths: Sequence[Path]) -> str:
+    """As Markdown, a column for each evaluation; below, which is which."""
+    counted = range(1, len(paths) + 1)
+    lines = [f"| metric | {' | '.join(map(str, counted))} | mean | deviation |", "|---" * (len(paths) + 3) + "|"]
+    for each in numbers:
+        cells = [each["metric"], *map(number, [*each["values"], each["mean"], each["deviation"]])]
+        lines.append(f"| {' | '.join(cells)} |")
+    which = [f"{count}: {path}" for count, path in zip(counted, paths, strict=True)]
+    return "\n".join([*lines, "", *which, "deviation: the sample standard deviation over these evaluations"])
 
 
 def as_table(differences: list[dict[str, Any]]) -> str:

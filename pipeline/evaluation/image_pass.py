@@ -1,7 +1,6 @@
 """One pass over faces: their reconstructions, and what lies half-way between each and the face before."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ from torch import Tensor
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import AlexNet_Weights
 
-from pipeline.common.progress import progress
 from pipeline.config.schema import LAYERS
 from pipeline.evaluation import mixes
 from pipeline.evaluation.detectability import stored
@@ -42,47 +40,61 @@ class ImagePass(NamedTuple):
     lpips_net: str
 
 
+class _Batch(NamedTuple):
+    """What the pass finds in one batch of faces, by the names of `ImagePass`; all of it on the CPU."""
+
+    of_faces: dict[str, Tensor]
+    of_pairs: dict[str, dict[str, Tensor]]
+    features: dict[str, Tensor]
+    pictures: dict[str, Tensor]
+
+
 @torch.no_grad()
 def image_pass(faces: FacePairs, perceptual: PerceptualNetwork, extractor: FeatureExtractor, pairs: int) -> ImagePass:
     """Reconstruct every face, and mix the first `pairs` pairs."""
     lpips = published_lpips(faces.bundle.device)
-    of_faces = list[dict[str, Tensor]]()
-    of_pairs = defaultdict[str, list[dict[str, Tensor]]](list)
-    features, pictures = defaultdict[str, list[Tensor]](list), defaultdict[str, list[Tensor]](list)
-    for positions in progress(faces.batches(len(faces)), "reconstructions and mixes", len(faces), "faces", len):
+
+    def of_batch(positions: range) -> _Batch:
         images = faces.images(range(positions.start - 1, positions.stop))  # the first is a partner only
         z = faces.bundle.encode(images)
         back = faces.bundle.generate(z)
         seen, seen_back = perceptual(images), perceptual(back)
         points = perceptual_point(seen_back)
-        found = fidelity(images[1:], back[1:])
+        of_faces = fidelity(images[1:], back[1:])
         if lpips is not None:
-            found["LPIPS"] = lpips(images[1:], back[1:])
+            of_faces["LPIPS"] = lpips(images[1:], back[1:])
         else:
-            found["LPIPS_style"] = perceptual_point(seen).distance(points).square()[1:]
-        of_faces.append(found)
+            of_faces["LPIPS_style"] = perceptual_point(seen).distance(points).square()[1:]
         count = max(0, min(len(positions), pairs - positions.start))
         a, b = slice(1, count + 1), slice(count)
+        batch = _Batch(_on_cpu(of_faces), {}, {}, {})
         for name, each, of_each in ((PHOTOGRAPHS, images, seen), (FLOOR, back, seen_back)):
-            features[name].append(extractor.features(each, of_each)[a].cpu())
-            pictures[name].append(stored(each[a]))
-        if not count:
-            continue
-        for name, mixed in _mixes(faces, range(positions.start, positions.start + count), images, z, back).items():
-            pictures[name].append(stored(mixed))
+            batch.features[name] = extractor.features(each, of_each)[a].cpu()
+            batch.pictures[name] = stored(each[a])
+        mixed_positions = range(positions.start, positions.start + count)
+        for name, mixed in _mixes(faces, mixed_positions, images, z, back).items() if count else ():
+            batch.pictures[name] = stored(mixed)
             if name in SHARE_OF_A:
                 seen = perceptual(mixed)
-                features[name].append(extractor.features(mixed, seen).cpu())
+                batch.features[name] = extractor.features(mixed, seen).cpu()
                 found = half_way(mixed, back[a], back[b], images[a], images[b], SHARE_OF_A[name])
                 if name == "fused":
                     found |= detours(perceptual_point(seen), points[a], points[b])
-                of_pairs[name].append(found)
+                batch.of_pairs[name] = _on_cpu(found)
+        return batch
+
+    batches = faces.measured(len(faces), "reconstructions and mixes", of_batch)
     net = "LPIPS, AlexNet with its learned weights"
     if lpips is None:
         layers = f"{LAYERS[0]} to {LAYERS[-1]}"
         net = f"in LPIPS's manner, not the published LPIPS: {named(perceptual)}, {layers}, unweighted"
-    half = {name: as_rows(each) for name, each in of_pairs.items()}
-    return ImagePass(as_rows(of_faces), half, _joined(features), _joined(pictures), net)
+    half = {
+        name: as_rows([each.of_pairs[name] for each in batches if name in each.of_pairs])
+        for name in batches[0].of_pairs
+    }
+    features = _joined([each.features for each in batches])
+    pictures = _joined([each.pictures for each in batches])
+    return ImagePass(as_rows([each.of_faces for each in batches]), half, features, pictures, net)
 
 
 @torch.no_grad()
@@ -90,19 +102,19 @@ def training_pictures(faces: FacePairs) -> dict[str, Tensor]:
     """What a classifier learns from, by the names of `ImagePass.pictures`: unmixed pictures of the second half of the
     faces, all others of the first half; uint8 (n, 3, S, S) on the CPU.
     """
-    pictures, half = defaultdict[str, list[Tensor]](list), len(faces) // 2
-    for positions in progress(faces.batches(len(faces)), "mixes to learn from", len(faces), "training faces", len):
+    half = len(faces) // 2
+
+    def of_batch(positions: range) -> dict[str, Tensor]:
         images = faces.images(range(positions.start - 1, positions.stop))
         z = faces.bundle.encode(images)
         back = faces.bundle.generate(z)
         count = max(0, min(len(positions), half - positions.start))
-        pictures[PHOTOGRAPHS].append(stored(images[count + 1 :]))
-        pictures[FLOOR].append(stored(back[count + 1 :]))
         mixed_positions = range(positions.start, positions.start + count)
         mixed = _mixes(faces, mixed_positions, images, z, back) if count else {}
-        for name, each in mixed.items():
-            pictures[name].append(stored(each))
-    return _joined(pictures)
+        unmixed = {PHOTOGRAPHS: images[count + 1 :], FLOOR: back[count + 1 :]}
+        return {name: stored(each) for name, each in (unmixed | mixed).items()}
+
+    return _joined(faces.measured(len(faces), "training faces and mixes", of_batch))
 
 
 def _mixes(faces: FacePairs, positions: range, images: Tensor, z: Tensor, back: Tensor) -> dict[str, Tensor]:
@@ -113,8 +125,13 @@ def _mixes(faces: FacePairs, positions: range, images: Tensor, z: Tensor, back: 
     return found | mixes.single_flips(faces.bundle, z[a], z[b])
 
 
-def _joined(batches: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat(each) for name, each in batches.items()}
+def _on_cpu(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each.cpu() for name, each in found.items()}
+
+
+def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One after the other; the first has every name, the last ones need not."""
+    return {name: torch.cat([each[name] for each in batches if name in each]) for name in batches[0]}
 
 
 def published_lpips(device: torch.device) -> Callable[[Tensor, Tensor], Tensor] | None:

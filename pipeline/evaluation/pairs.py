@@ -1,17 +1,20 @@
 """The test faces in a seeded order, as images and as pairs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.loading.loader import FaceImages
+from pipeline.evaluation.sharing import Alone, Ranks, share
 from pipeline.inference import landmarks
 from pipeline.inference.bundle import Bundle
 from pipeline.models import regions
+
+T = TypeVar("T")
 
 
 class FacePairs:
@@ -20,9 +23,19 @@ class FacePairs:
     Pair k has the k-th face as A and the one before it as B, around the end: every face is once A and once B.
     """
 
-    def __init__(self, bundle: Bundle, dataset: FaceImages, most: int | None = None, trained: bool = False) -> None:
-        """With `trained`, of training images: unreadable ones are replaced as training does, never those of a test."""
-        self.bundle, self.dataset = bundle, dataset
+    def __init__(
+        self,
+        bundle: Bundle,
+        dataset: FaceImages,
+        most: int | None = None,
+        trained: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """With `trained`, of training images: unreadable ones are replaced as training does, never those of a test.
+
+        `ranks` share what is measured; None: this process does all of it.
+        """
+        self.bundle, self.dataset, self.ranks = bundle, dataset, ranks or Alone()
         self.load = dataset.load_as_trained if trained else dataset.load
         self.batch_size = bundle.config.evaluation.batch_size
         order = np.random.default_rng(bundle.config.evaluation.seed).permutation(len(dataset))
@@ -54,14 +67,22 @@ class FacePairs:
         for start in range(0, count, self.batch_size):
             yield range(start, min(start + self.batch_size, count))
 
-    def pairs(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `count` pairs, each batch as A and B: (n, 3, S, S) in [-1, 1] on the device."""
-        for positions in self.batches(count):
-            images = self.images(range(positions.start - 1, positions.stop))
-            yield images[1:], images[:-1]
+    def measured(self, count: int, name: str, measure: Callable[[range], T]) -> list[T]:
+        """What `measure` gives for each batch of the first `count` positions, in their order; the ranks share them.
 
-    def latent_pairs(self, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The first `count` pairs as A, Z_A and Z_B."""
-        for a, b in self.pairs(count):
-            z_a, z_b = self.bundle.encode(torch.cat([a, b])).chunk(2)
-            yield a, z_a, z_b
+        Args:
+            measure: gives simple values and tensors on the CPU.
+            name: of what is measured, for the progress that is shown.
+        """
+        return share(self.ranks, measure, list(self.batches(count)), name, "faces", len)
+
+    def pairs(self, positions: range) -> tuple[Tensor, Tensor]:
+        """A and B of the pairs at these positions: (n, 3, S, S) each in [-1, 1] on the device."""
+        images = self.images(range(positions.start - 1, positions.stop))
+        return images[1:], images[:-1]
+
+    def latent_pairs(self, positions: range) -> tuple[Tensor, Tensor, Tensor]:
+        """The same pairs as A, Z_A and Z_B."""
+        a, b = self.pairs(positions)
+        z_a, z_b = self.bundle.encode(torch.cat([a, b])).chunk(2)
+        return a, z_a, z_b

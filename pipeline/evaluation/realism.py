@@ -1,7 +1,7 @@
 """FID and KID: Frechet and kernel distances of features between generated images and training images."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +38,14 @@ class FeatureExtractor(NamedTuple):
         """Means over rows and columns, (B, D)."""
         return losses.wide(self.maps(images, perceptual_features)).mean(dim=(2, 3))
 
-    def training_features(self, batches: Iterable[Tensor]) -> tuple[Tensor, float]:
-        """Features of training images, (n, D) on the CPU, and the unit that all features are to be divided by."""
-        features, squares = [], []
-        for images in batches:
-            maps = losses.wide(self.maps(images, None))
-            features.append(maps.mean(dim=(2, 3)).cpu())
-            squares.append(maps.square().mean(dim=(1, 2, 3)).cpu())
-        return torch.cat(features), float(torch.cat(squares).mean().sqrt()) if self.scaled else 1.0
+    def of_training(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a batch of training images: features (B, D), and the mean squares of their maps (B,); on the CPU."""
+        maps = losses.wide(self.maps(images, None))
+        return maps.mean(dim=(2, 3)).cpu(), maps.square().mean(dim=(1, 2, 3)).cpu()
+
+    def unit(self, squares: Sequence[Tensor]) -> float:
+        """What all features are to be divided by, from the mean squares of all training images."""
+        return float(torch.cat(list(squares)).mean().sqrt()) if self.scaled else 1.0
 
 
 def feature_extractor(perceptual: PerceptualNetwork, device: torch.device) -> FeatureExtractor:

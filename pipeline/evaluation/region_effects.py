@@ -38,8 +38,9 @@ def region_rows(faces: FacePairs, pairs: int) -> Rows:
     """
     bundle = faces.bundle
     size = bundle.image_size
-    batches = []
-    for positions, (_, z_a, z_b) in zip(faces.batches(pairs), faces.latent_pairs(pairs), strict=True):
+
+    def of_batch(positions: range) -> Tensor:
+        _, z_a, z_b = faces.latent_pairs(positions)
         points = [faces.landmarks(position) for position in positions]
         base, other = bundle.generate(z_a), bundle.generate(z_b)
         by_region = []
@@ -48,8 +49,9 @@ def region_rows(faces: FacePairs, pairs: int) -> Rows:
             inside, outside = region_effect(bundle.fuse(z_a, z_b, 0, masks), base, masks)
             reach, _ = region_effect(other, base, masks)
             by_region.append(torch.stack([inside, outside, reach]))
-        batches.append(torch.stack(by_region, dim=-1))  # (3, B, R)
-    found = torch.cat(batches, dim=1).double().cpu().numpy()
+        return torch.stack(by_region, dim=-1).cpu()  # (3, B, R)
+
+    found = torch.cat(faces.measured(pairs, "regions", of_batch), dim=1).double().numpy()
     seen = np.isfinite(found[0] + found[1])
     rows = dict(zip(("inside", "outside", "reach"), np.where(seen, found, 0), strict=True))
     return {"seen": seen.astype(np.float64), **rows}

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from torch import Tensor
 
-from pipeline.common.progress import progress
 from pipeline.evaluation import detectability, mixes, region_effects, shapley
 from pipeline.evaluation.image_pass import FLOOR, PHOTOGRAPHS, training_pictures
 from pipeline.evaluation.pairs import FacePairs
 from pipeline.evaluation.pose import pose_statistics
+from pipeline.evaluation.sharing import share
 from pipeline.evaluation.statistics import Statistic, as_means, as_rows
 from pipeline.measures import effects, path
 from pipeline.measures.distances import Point, perceptual_point, pixel_point
-from pipeline.measures.effects import Rows
+from pipeline.measures.effects import Array, Rows
 from pipeline.models.perceptual import PerceptualNetwork
 
 HALF_WAY = (*mixes.FUSED, *mixes.BASELINES)
@@ -82,8 +83,11 @@ def _rows(
     faces: FacePairs, pairs: int, name: str, measure: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 ) -> Rows:
     """What `measure` gives for A, Z_A and Z_B of the first pairs, a batch at a time."""
-    batches = progress(faces.latent_pairs(pairs), name, pairs, "pairs", lambda batch: len(batch[0]))
-    return as_rows([measure(*batch) for batch in batches])
+
+    def of_batch(positions: range) -> dict[str, Tensor]:
+        return {each: values.cpu() for each, values in measure(*faces.latent_pairs(positions)).items()}
+
+    return as_rows(faces.measured(pairs, name, of_batch))
 
 
 def detectability_rows(
@@ -96,22 +100,35 @@ def detectability_rows(
         training: faces that classifiers learn from.
         pictures: of the test pairs, `ImagePass.pictures`.
     """
-    learned, rows, device = training_pictures(training), Rows(), training.bundle.device
+    learned = training_pictures(training)
     names = [name for name in learned if name in pictures and name not in (FLOOR, PHOTOGRAPHS)]
-    for name in progress(names, "detectability", len(names), "kinds of mixes"):
+
+    def placed(classifier: tuple[str, int]) -> Array:
+        name, number = classifier
         faces = PHOTOGRAPHS if name in ("mean_photographs", "morph") else FLOOR
         pairs = ((each[faces], each[name]) for each in (learned, pictures))
         (of_faces, mixed), (test_faces, test_mixed) = pairs
-        count = seeds if name == "fused" else 1
-        rows[name] = detectability.told_apart((of_faces, test_faces), (mixed, test_mixed), seed, device, count)
-    return rows
+        return detectability.told_apart(
+            (of_faces, test_faces), (mixed, test_mixed), seed + number, training.bundle.device
+        )
+
+    classifiers = [(name, number) for name in names for number in range(seeds if name == "fused" else 1)]
+    found = share(training.ranks, placed, classifiers, "detectability", "classifiers")
+    of_names = {name: [each for (of, _), each in zip(classifiers, found, strict=True) if of == name] for name in names}
+    return {name: np.mean(each, axis=0) for name, each in of_names.items()}
 
 
 def exactness(faces: FacePairs, pairs: int) -> dict[str, float]:
     """Largest difference of a fused image at lambda = 1 from A', at lambda = 0 from B'; 0 means equal bits."""
-    bundle, largest = faces.bundle, {"lambda_1": 0.0, "lambda_0": 0.0}
-    for a, b in faces.pairs(pairs):
-        for key, value, image in (("lambda_1", 1.0, a), ("lambda_0", 0.0, b)):
-            difference = bundle.fuse(a, b, value) - bundle.generate(bundle.encode(image))
-            largest[key] = max(largest[key], float(difference.abs().max()))
-    return largest
+    bundle = faces.bundle
+
+    def of_batch(positions: range) -> dict[str, float]:
+        a, b = faces.pairs(positions)
+        ends = (("lambda_1", 1.0, a), ("lambda_0", 0.0, b))
+        differences = {
+            key: bundle.fuse(a, b, value) - bundle.generate(bundle.encode(image)) for key, value, image in ends
+        }
+        return {key: float(each.abs().max()) for key, each in differences.items()}
+
+    found = faces.measured(pairs, "exactness", of_batch)
+    return {key: max(each[key] for each in found) for key in ("lambda_1", "lambda_0")}

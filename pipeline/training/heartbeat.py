@@ -31,8 +31,8 @@ STORE_SECONDS = 10.0
 class Monitor:
     """The thread; started once the ranks have met. `end` it before the first of them leaves in order."""
 
-    def __init__(self, run_dir: Path, rank: int, world_size: int, on_loss: Callable[[str], None]) -> None:
-        self.stop_file = run_dir / STOP if rank == 0 else None
+    def __init__(self, run_dir: Path | None, rank: int, world_size: int, on_loss: Callable[[str], None]) -> None:
+        self.stop_file = run_dir / STOP if run_dir and rank == 0 else None
         self._left_over = _version(self.stop_file)
         self._seconds = 0.0
         """Since the start, without those in which this process was suspended, as SLURM suspends a job."""

@@ -3,22 +3,28 @@
 All of it goes through a process group of its own on the CPU, which does not wait for the GPU.
 """
 
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import distributed
 
 from pipeline.common import signals
 from pipeline.common.errors import Interrupted, LostRank, StoppedElsewhere, UserError
-from pipeline.training.heartbeat import Monitor
-from pipeline.training.launcher import Launch
+from pipeline.training.heartbeat import Monitor, leave
+from pipeline.training.launcher import Launch, read_launcher
 
 PATIENCE = timedelta(days=1)
 """The main rank may shard a data set while the others wait; heartbeats tell whether it is alive."""
+COLLECTIVE_PATIENCE = timedelta(minutes=30)
+"""How long ranks wait for one that has yet to come, and a collective of training for one that is alive but late."""
+RESUMES = "the newest checkpoint is whole, the same command resumes"
 NETWORK = ("gloo", "NCCL")
 """Words in the messages of a broken collective."""
 
@@ -28,8 +34,9 @@ T = TypeVar("T")
 class Ranks:
     """One per process, once the default process group is there."""
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, rank: int, world_size: int, when_lost: str = RESUMES) -> None:
+        """`when_lost` is what the user is told where a rank is lost."""
+        self.rank, self.world_size, self.when_lost = rank, world_size, when_lost
         self.signals = signals.Deferred()
         self._group = distributed.new_group(backend="gloo", timeout=PATIENCE) if world_size > 1 else None
         self._agreed = False
@@ -39,8 +46,10 @@ class Ranks:
         return self.rank == 0
 
     @contextmanager
-    def watched(self, run_dir: Path, on_loss: Callable[[str], None]) -> Iterator[None]:
+    def watched(self, run_dir: Path | None, on_loss: Callable[[str], None]) -> Iterator[None]:
         """From here to the end of the block signals wait for `agree`, and every rank watches the others.
+
+        A file STOP in `run_dir`, where there is one, is as a signal.
 
         Raises:
             LostRank: if a collective in the block fails because another rank has gone.
@@ -70,7 +79,7 @@ class Ranks:
                 raise
             self._agreed = False
             # It may have said why, on its own standard error; this rank only knows that it is gone.
-            raise LostRank("lost another rank; the newest checkpoint is whole, the same command resumes") from error
+            raise LostRank(f"lost another rank; {self.when_lost}") from error
 
     def agree(self, failure: Exception | None = None) -> None:
         """Tell the other ranks of a failure or a signal here, and learn of theirs.
@@ -144,6 +153,86 @@ class Ranks:
             raise stop or StoppedElsewhere(code)
         value: T = result
         return value
+
+    def gathered(self, mine: T) -> list[T]:
+        """What every rank hands in, by rank, on all of them: simple values, and tensors on the CPU."""
+        if self._group is None:
+            return [mine]
+        everything: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(everything, mine, group=self._group)
+        return everything
+
+
+class AtOnce:
+    """The same ranks for work that a signal may end where it stands: it writes whole files or none.
+
+    A signal to any of them ends all, in order.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.rank, self.world_size = ranks.rank, ranks.world_size
+        self.gathered = ranks.gathered
+
+    def together(self, work: Callable[[], T]) -> T:
+        """As `Ranks.together`."""
+        return self._ranks.together(lambda: self._listening(work))
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """As `Ranks.on_main`."""
+        return self._ranks.on_main(lambda: self._listening(work))
+
+    def _listening(self, work: Callable[[], T]) -> T:
+        with self._ranks.signals.waiting():
+            return work()
+
+
+@contextmanager
+def meeting(device: str) -> Iterator[tuple[AtOnce, str]]:
+    """The ranks of a command that needs no run folder, and this rank's device; alone, where there is no launcher.
+
+    Args:
+        device: cpu or cuda.
+
+    Raises:
+        UserError: if the launcher's environment is wrong, or there are more ranks than GPUs on this machine.
+        LostRank: if the others do not come, or one is lost.
+    """
+    launch = read_launcher()
+    if launch.world_size == 1:
+        yield AtOnce(Ranks(0, 1)), device
+        return
+    with signals.leaving(), all_come(launch, COLLECTIVE_PATIENCE), _without_gloo_lines():
+        distributed.init_process_group("gloo", timeout=COLLECTIVE_PATIENCE)
+        ranks = Ranks(launch.rank, launch.world_size, "nothing was written; run the same command again")
+    with ranks.watched(None, lambda reason: leave(f"lost another rank: {reason}; {ranks.when_lost}")):
+        yield AtOnce(ranks), ranks.together(lambda: _own_device(device))
+    distributed.destroy_process_group()
+
+
+@contextmanager
+def _without_gloo_lines() -> Iterator[None]:
+    """Gloo tells on standard output that ranks have met; what a command prints there may be JSON."""
+    sys.stdout.flush()
+    before, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+        os.close(nowhere)
+
+
+def _own_device(device: str) -> str:
+    """Of several GPUs that of this rank."""
+    rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if device != "cuda" or not count:
+        return device
+    if rank >= count:
+        raise UserError(f"--device cuda: more ranks on this machine than GPUs, of which there are {count}; start fewer")
+    torch.cuda.set_device(rank)
+    return f"cuda:{rank}"
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -24,11 +23,8 @@ from pipeline.data.images import normalise
 from pipeline.data.loading.loader import MicroBatch
 from pipeline.training.launcher import read_launcher
 from pipeline.training.optimizing import OptimizerSteps
-from pipeline.training.ranks import Ranks, all_come
+from pipeline.training.ranks import COLLECTIVE_PATIENCE, Ranks, all_come
 from pipeline.training.status import Status
-
-COLLECTIVE_PATIENCE = timedelta(minutes=30)
-"""How long a collective may wait for a rank that is alive but late."""
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")

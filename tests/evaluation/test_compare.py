@@ -44,6 +44,20 @@ def test_differences_are_paired(evaluated: Path, tmp_path: Path) -> None:
     assert json.loads(latentfuse("compare", evaluated / "metrics.json", other, "--json").out) == list(found.values())
 
 
+def test_of_three_or_more_the_mean_and_the_spread_are_told(evaluated: Path, tmp_path: Path) -> None:
+    first = evaluated / "metrics.json"
+    others = [changed(evaluated, tmp_path / str(shift), shift=shift) for shift in (0.25, 0.5)]
+    found = {each["metric"]: each for each in json.loads(latentfuse("compare", first, *others, "--json").out)}
+    l1 = found["reconstruction L1"]
+    low = json.loads(first.read_text())["reconstruction"]["L1"]
+    assert l1["values"] == pytest.approx([low, low + 0.25, low + 0.5], abs=1e-4)
+    assert (l1["mean"], l1["deviation"]) == pytest.approx((low + 0.25, 0.25), abs=1e-4)
+    assert found["reconstruction MSE"]["deviation"] == 0
+    table = latentfuse("compare", first, *others).out
+    assert table.startswith("| metric | 1 | 2 | 3 | mean | deviation |") and f"3: {others[1]}" in table
+    latentfuse("compare", first, others[0], changed(evaluated, tmp_path / "x", "shards")).assert_one_line("shards")
+
+
 @pytest.mark.parametrize(("key", "named"), ALIKE.items())
 def test_other_faces_or_measures_are_refused(key: str, named: str, evaluated: Path, tmp_path: Path) -> None:
     other = changed(evaluated, tmp_path / "other", key)

@@ -65,7 +65,8 @@ def test_features_in_their_unit_do_not_depend_on_the_scale() -> None:
         if calibrated:  # pre-training does not
             network.calibrate([images])
         extractor = feature_extractor(network, torch.device("cpu"))
-        features, unit = extractor.training_features(images.split(3))
+        batches = [extractor.of_training(batch) for batch in images.split(3)]
+        features, unit = torch.cat([each for each, _ in batches]), extractor.unit([each for _, each in batches])
         torch.testing.assert_close(features, extractor.features(images), rtol=1e-3, atol=1e-3)
         found.append(features / unit)
         if scale == "unit" and calibrated:

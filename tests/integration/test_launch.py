@@ -12,13 +12,14 @@ import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.utils import DistributedType
 from forking import start_server
-from running import REPOSITORY, Result, finish, free_port, make_shards, scalars, tiny_arguments, wait_for
+from running import REPOSITORY, Result, finish, free_port, listing, make_shards, scalars, tiny_arguments, wait_for
 
 from pipeline.training import checkpoint
 
 SCRIPTS = [
     *sorted(path for path in (REPOSITORY / "launch").rglob("*") if path.suffix in (".sh", ".sbatch")),
     REPOSITORY / ".ci" / "run",
+    REPOSITORY / "launch" / "containers" / "bin" / "latentfuse",
 ]
 SRUN = """#!/usr/bin/env bash
 # Starts the tasks and returns the highest of their exit codes.
@@ -118,8 +119,32 @@ def test_scripts_are_sound(path: Path) -> None:
 
 
 def test_every_file_is_tested() -> None:
-    assert {path.name for path in SCRIPTS} >= {"train.sbatch", "shard.sbatch", "rank.sh", "results_gpu.sh", "run"}
+    jobs = {"train.sbatch", "shard.sbatch", "smoke.sbatch", "compare.sbatch"}
+    assert {path.name for path in SCRIPTS} >= jobs | {"rank.sh", "results_gpu.sh", "run"}
     assert {path.stem for path in (REPOSITORY / "launch" / "accelerate").iterdir()} == {"gpu1", "node8", "nodes"}
+
+
+def test_containers_hold_the_pinned_versions_and_all_that_is_installed() -> None:
+    folder = REPOSITORY / "launch" / "containers"
+    dockerfile, definition = ((folder / name).read_text() for name in ("Dockerfile", "latentfuse.def"))
+    (base,) = (line.split()[1] for line in dockerfile.splitlines() if line.startswith("FROM "))
+    assert f"\nFrom: {base}\n" in definition
+    install = ("pip install --requirement requirements.lock", "pip install --no-deps --no-build-isolation .")
+    assert all(command in text for command in install for text in (dockerfile, definition))
+    copied = {name for line in dockerfile.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]}
+    files = definition.split("%files\n")[1].split("\n\n")[0].splitlines()
+    assert {line.split()[0] for line in files} == copied
+    sent = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    assert all((REPOSITORY / name).exists() and f"!{name}" in sent for name in copied)
+    commands = definition.split("%post\n")[1].split("\n\n")[0]
+    subprocess.run(["sh", "-n"], input=commands, text=True, check=True)
+
+
+def test_the_container_stands_in_for_an_environment(cluster: Cluster) -> None:
+    cluster.program("apptainer", '#!/usr/bin/env bash\necho "$*"\n')
+    variables = {"VENV": "launch/containers", "SIF": "some.sif", "LOCAL": "", "SLURM_NTASKS": 1}
+    result = finish(cluster.job("train.sbatch", **variables))
+    assert result.code == 0 and "exec --nv some.sif latentfuse pretrain --config" in result.out, result
 
 
 @pytest.mark.parametrize(("name", "processes", "machines"), [("gpu1", 1, 1), ("node8", 8, 1), ("nodes", 16, 2)])
@@ -203,6 +228,56 @@ def test_the_job_asks_for_what_it_was_given(cluster: Cluster) -> None:
         assert "--wait=300 " in call and call.endswith("--set training.device=cuda --set seed=1")
     assert finish(cluster.job("train.sbatch")).code == 0
     assert "training.device" not in cluster.lines("calls")[-1]
+
+
+def test_each_job_of_an_array_has_its_seed(cluster: Cluster) -> None:
+    cluster.program("srun", SRUN_THAT_ONLY_NOTES)
+    variables = {"RUN_DIR": "runs/seeds", "STAGES": "run", "LOCAL": "", "SLURM_ARRAY_TASK_ID": 3}
+    result = finish(cluster.job("train.sbatch", "--set", "training.fusion_steps=9", **variables))
+    assert result.code == 0 and "-> runs/seeds/seed-3" in result.out, result
+    (call,) = cluster.lines("calls")
+    assert "rank.sh latentfuse run --config configs/default.yaml --set run_dir=runs/seeds/seed-3 " in call
+    assert call.endswith("--set seed=3 --set training.fusion_steps=9")
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_sweep_ends_in_one_table_or_none(tmp_path: Path, cluster: Cluster, code: int) -> None:
+    for seed in (0, 1):
+        (tmp_path / "seeds" / f"seed-{seed}" / "evaluation").mkdir(parents=True)
+        (tmp_path / "seeds" / f"seed-{seed}" / "evaluation" / "metrics.json").touch()
+    (cluster.stand_ins / "bin").mkdir()
+    cluster.program("bin/latentfuse", '#!/usr/bin/env bash\necho "$*"\nexit "$CODE"\n')
+    variables = {"RUN_DIR": tmp_path / "seeds", "VENV": cluster.stand_ins, "CODE": code}
+    assert finish(cluster.job("compare.sbatch", **variables)).code == code
+    table = tmp_path / "seeds" / "compare.md"
+    if code:
+        assert listing(tmp_path / "seeds") & {"compare.md", ".compare.md"} == set()
+    else:
+        files = [f"{tmp_path}/seeds/seed-{seed}/evaluation/metrics.json" for seed in (0, 1)]
+        assert table.read_text() == f"compare {' '.join(files)}\n"
+
+
+def smoke(cluster: Cluster, run: Path, *options: str) -> Result:
+    """The job of five minutes, in seconds on two processes."""
+    tiny = ("data.image_size=32", "data.synth_count=24", "data.workers=0", "model.base_channels=2", "model.warp=false")
+    batch = ("training.global_batch_size=4", "training.micro_batch_size=2", "tracking.checkpoint_every=5")
+    measured = ("evaluation.classifier_faces=8", "evaluation.half_way_pairs=2", "evaluation.corner_pairs=0")
+    settings = [each for setting in (*tiny, *batch, *measured, *options) for each in ("--set", setting)]
+    variables = {"RUN_DIR": run, "DEVICE": "cpu", "PRECISION": "no"}
+    return finish(cluster.job("smoke.sbatch", *settings, **variables))
+
+
+@pytest.mark.slow
+def test_the_smoke_job_stops_resumes_and_evaluates(tmp_path: Path, cluster: Cluster) -> None:
+    result = smoke(cluster, tmp_path / "run", "training.pretrain_steps=400", "training.fusion_steps=2")
+    assert result.code == 0 and "smoke: all is well" in result.out, result
+    assert f"stopped by the file {tmp_path / 'run' / 'STOP'}" in result.errors and "resumed from" in result.out
+    assert (tmp_path / "run" / "evaluation" / "metrics.json").is_file()
+
+
+def test_the_smoke_job_says_what_failed(tmp_path: Path, cluster: Cluster) -> None:
+    result = smoke(cluster, tmp_path / "run", "training.micro_batch_size=3")
+    assert result.code == 2 and "micro_batch_size: 3" in result.errors and "all is well" not in result.out
 
 
 @pytest.mark.parametrize(("limit", "left", "code"), [(86400, 60, 75), (86400, 600, 0), (100, 60, 0)])
