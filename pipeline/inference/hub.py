@@ -8,7 +8,9 @@ from pipeline.inference import weights
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 """`owner/name`."""
-FILES = [weights.CONFIG, weights.CARD, weights.WHOLE, weights.INDEX, "model-?????-of-?????.safetensors"]
+DIGITS = "[0-9]" * 5
+FILES = [weights.CONFIG, weights.CARD, weights.WHOLE, weights.INDEX, f"model-{DIGITS}-of-{DIGITS}.safetensors"]
+"""As `weights.PART` and the others, for the Hub's filter."""
 LONGEST_REASON = 200
 
 
