@@ -17,9 +17,10 @@ from pipeline.data.loading.loader import FaceImages
 from pipeline.data.loading.streaming import StreamedFaces
 from pipeline.data.loading.workers import lost_worker
 from pipeline.data.shards.format import PLAN, load_manifest
+from pipeline.data.synth import PAINTED
 from pipeline.evaluation.report import VERSION, evaluate
 from pipeline.evaluation.table import as_table
-from pipeline.inference import fuse
+from pipeline.inference import fuse, model_card
 from pipeline.inference.bundle import Bundle
 from pipeline.training import checkpoint, loop
 from pipeline.training.context import Context
@@ -32,8 +33,6 @@ from pipeline.training.status import Status
 
 STRIPS, SHOWN_SIDE = 4, 128
 """Held-out pairs in the strip that `run` ends with, and the side in pixels to which small images are enlarged."""
-PAINTED = "synth"
-"""The value of `data.source` that stands for painted faces."""
 
 
 def pretrain(config: Config) -> None:
@@ -219,6 +218,7 @@ def _finish(config: Config, runtime: Runtime) -> None:
     if told != (VERSION, bundle.trained, images.content_hash, config.evaluation.model_dump(mode="json")):
         metrics = evaluate(bundle, images.reader.folder, made["evaluation"], run_dir=config.run_dir)
     print(as_table(metrics), flush=True)
+    model_card.update(made["bundle"], bundle.config, bundle.trained, made["evaluation"])
     shown = images.first(2 * STRIPS).to(runtime.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), 6)
     enlarged = max(1, SHOWN_SIDE // bundle.image_size)

@@ -102,6 +102,7 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
     with Image.open(run / "strip.png") as strip:
         assert strip.size == (4 * (6 * 34 - 2), 4 * (4 * 34 - 2))  # two pairs of test images, enlarged
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert "| reconstruction, PSNR" in (run / "bundle" / "README.md").read_text(), "the card shows what was measured"
     assert metrics["bundle"]["checkpoint"] == newest.digest and "| reconstruction L1 |" in first.out
 
     files = sorted(
