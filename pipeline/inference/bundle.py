@@ -26,8 +26,8 @@ from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import FeatureScales, PerceptualNetwork
 
 FORMAT = 1
-Lambda = float | Sequence[float] | NDArray[np.floating[Any]] | Tensor
-"""One number for all elements; N numbers; or (N,), (B, N), (N, h, w) or (B, N, h, w). In [0, 1]: 1 is A, 0 is B."""
+Lambda = float | Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating[Any]] | Tensor
+"""One number for all elements; or (N,), (B, N), (N, h, w) or (B, N, h, w). In [0, 1]: 1 is A, 0 is B."""
 
 
 class Bundle:

@@ -27,13 +27,18 @@ SUM_SLACK = 1e-4
 """How far from 1 the weights of a blend may add up."""
 
 
+SHOWN = 192
+"""Pixels that a face has at least where a notebook shows it."""
+
+
 class Pictures(list[Image.Image]):
-    """Pillow pictures of one size; a notebook shows them side by side."""
+    """Pillow pictures of one size; a notebook shows them side by side, small ones enlarged."""
 
     def _repr_png_(self) -> bytes:
-        row = np.concatenate([np.asarray(each) for each in self], axis=1)
+        row = Image.fromarray(np.concatenate([np.asarray(each) for each in self], axis=1))
+        scale = max(1, -(-SHOWN // row.height))
         stream = io.BytesIO()
-        Image.fromarray(row).save(stream, "PNG")
+        row.resize((scale * row.width, scale * row.height), Image.Resampling.BICUBIC).save(stream, "PNG")
         return stream.getvalue()
 
 

@@ -162,8 +162,8 @@ def _licence(painted: bool) -> str:
     if painted:
         return "Trained on painted faces: it knows no photograph."
     return (
-        "The code is Apache-2.0. What may be done with the weights depends on the training photographs: CelebA's are for\n"
-        "  non-commercial research only. Set `license` above before you publish them."
+        "The code is Apache-2.0. What may be done with the weights depends on the training photographs: CelebA's are\n"
+        "  for non-commercial research only. Set `license` above before you publish them."
     )
 
 
