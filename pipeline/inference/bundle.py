@@ -29,6 +29,9 @@ FORMAT = 1
 Lambda = float | Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating[Any]] | Tensor
 """One number for all elements; or (N,), (B, N), (N, h, w) or (B, N, h, w). In [0, 1]: 1 is A, 0 is B."""
 
+Mask = NDArray[Any] | Tensor
+"""(S, S) or (B, S, S) in [0, 1]: 1 where B enters."""
+
 
 class Bundle:
     """A trained model, ready for use; `load` gives one in eval mode, without gradients.
@@ -145,11 +148,17 @@ class Bundle:
         return z
 
     def generate(self, z: Tensor) -> Tensor:
-        """G(Z): (B, C, S/32, S/32) -> (B, 3, S, S) in [-1, 1]. `generate(encode(a))` is A'."""
+        """G(Z): (B, C, S/32, S/32) -> (B, 3, S, S) in [-1, 1]. `generate(encode(a))` is A'.
+
+        Raises:
+            UserError: for a latent of another shape.
+        """
+        if not self._is_latent(z):
+            raise UserError(f"a latent of shape {tuple(z.shape)}: `encode` gives what `generate` takes")
         generated: Tensor = self.model.generator(z.to(self.device))
         return generated
 
-    def fuse(self, a: Photographs, b: Photographs, lambda_: Lambda, mask: Tensor | None = None) -> Tensor:
+    def fuse(self, a: Photographs, b: Photographs, lambda_: Lambda, mask: Mask | None = None) -> Tensor:
         """C = G(Lambda o E(A) + (1 - Lambda) o E(B)) (docs/method.md, eq. 1). All images fused of two are made here.
 
         Args:
@@ -173,10 +182,14 @@ class Bundle:
 
     def _latents(self, given: Photographs) -> Tensor:
         """What `encode` gives, as it is or of photographs: (B, C, S/32, S/32)."""
-        latent = (sum(self.model.sizes), self.image_size // 32, self.image_size // 32)
-        if isinstance(given, Tensor) and given.dim() == 4 and given.shape[1:] == latent:  # an image has 3 channels
+        if isinstance(given, Tensor) and self._is_latent(given):
             return given.to(self.device)
         return self.encode(given)
+
+    def _is_latent(self, given: Tensor) -> bool:
+        """A latent has at least 16 channels, an image 3."""
+        side = self.image_size // 32
+        return given.dim() == 4 and given.shape[1:] == (sum(self.model.sizes), side, side)
 
     def _checked_lambda(self, lambda_: Lambda) -> Tensor:
         """As a float32 tensor of one of its four shapes, on the device."""
@@ -193,15 +206,14 @@ class Bundle:
             )
         return values.to(self.device)
 
-    def _checked_mask(self, mask: Tensor, count: int) -> Tensor:
+    def _checked_mask(self, mask: Mask, count: int) -> Tensor:
         """For `count` pairs, as a float32 tensor (S, S) or (count, S, S) on the device."""
         size = self.image_size
-        values = mask.to(self.device, torch.float32)
+        values = inputs.shares("mask", mask)
         if values.shape not in ((size, size), (count, size, size)):
-            raise UserError(f"mask: shape {tuple(mask.shape)}: ({size}, {size}) or ({count}, {size}, {size}) is needed")
-        if not ((values >= 0) & (values <= 1)).all():
-            raise UserError("mask: its values must be in [0, 1]")
-        return values
+            given = tuple(values.shape)
+            raise UserError(f"mask: shape {given}: ({size}, {size}) or ({count}, {size}, {size}) is needed")
+        return values.to(self.device)
 
 
 def _set_measured(bundle: Bundle, path: Path, info: dict[str, Any]) -> None:

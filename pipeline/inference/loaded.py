@@ -15,7 +15,7 @@ from pipeline.common.devices import usable_device
 from pipeline.common.errors import UserError
 from pipeline.data import images
 from pipeline.inference import fuse, hub, inputs
-from pipeline.inference.bundle import Bundle, Lambda
+from pipeline.inference.bundle import Bundle, Lambda, Mask
 from pipeline.inference.inputs import Photographs
 from pipeline.models import latents, regions
 
@@ -27,6 +27,8 @@ SUM_SLACK = 1e-4
 """How far from 1 the weights of a blend may add up."""
 
 
+MOST_SHOWN = 1000
+"""Faces in a row of a strip or a grid."""
 SHOWN = 192
 """Pixels that a face has at least where a notebook shows it."""
 
@@ -62,20 +64,20 @@ class LoadedBundle(Bundle):
         a: Photographs,
         b: Photographs,
         lambda_: Lambda,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
         *,
         as_images: Literal[False] = False,
     ) -> Tensor: ...
     @overload
     def fuse(
-        self, a: Photographs, b: Photographs, lambda_: Lambda, mask: Tensor | None = None, *, as_images: Literal[True]
+        self, a: Photographs, b: Photographs, lambda_: Lambda, mask: Mask | None = None, *, as_images: Literal[True]
     ) -> Pictures: ...
     def fuse(
         self,
         a: Photographs,
         b: Photographs,
         lambda_: Lambda,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
         *,
         as_images: bool = False,
     ) -> Tensor | Pictures:
@@ -118,7 +120,7 @@ class LoadedBundle(Bundle):
         Raises:
             UserError: for weights of another shape or sum, batches of unequal length, or as `load_image`.
         """
-        if isinstance(photographs, str | Path | Image.Image):
+        if isinstance(photographs, str) or not isinstance(photographs, Sequence | np.ndarray | Tensor):
             raise UserError("blend: a list of photographs is needed, as [a, b, c]")
         several = photographs.split(1) if isinstance(photographs, Tensor) else list(photographs)
         checked = self._checked_weights(weights, len(several))
@@ -173,26 +175,28 @@ class LoadedBundle(Bundle):
             raise UserError(f"region {name}: lies outside of the pictures of this bundle")
         return mask.to(self.device)
 
-    def strip(self, a: Photographs, b: Photographs, count: int = 6, mask: Tensor | None = None) -> Image.Image:
+    def strip(self, a: Photographs, b: Photographs, count: int = 6, mask: Mask | None = None) -> Image.Image:
         """A picture of each pair: A and B, and under them `count` fused faces that lead from A to B.
 
         Args:
             mask: as of `fuse`.
 
         Raises:
-            UserError: as `fuse`, or for fewer than two faces.
+            UserError: as `fuse`, or for a count that is not from 2 to 1,000.
         """
+        _check_count(count)
         first, second = self.load_image(a), self.load_image(b)
         length = inputs.common_length("a and b", (len(first), len(second)))
         pairs = zip(*(each.expand(length, -1, -1, -1).split(1) for each in (first, second)), strict=True)
-        return fuse.strips(self, list(pairs), count, None if mask is None else fuse.Region(mask))
+        return fuse.strips(self, list(pairs), count, None if mask is None else fuse.Region(torch.as_tensor(mask)))
 
     def grid(self, a: Photographs, b: Photographs, count: int = 6) -> Image.Image:
         """A picture with a row for each element: it alone moves from A to B in `count` steps.
 
         Raises:
-            UserError: as `fuse`, for more than one pair, or fewer than two faces.
+            UserError: as `fuse`, for more than one pair, or a count that is not from 2 to 1,000.
         """
+        _check_count(count)
         first, second = self.load_image(a), self.load_image(b)
         if max(len(first), len(second)) > 1:
             raise UserError(f"grid: {max(len(first), len(second))} photographs; it shows one pair, so call it for each")
@@ -214,6 +218,11 @@ def load_bundle(place: Path | str, device: torch.device | str = "cpu") -> Loaded
     if isinstance(place, str) and hub.NAME.fullmatch(place) and not Path(place).exists():
         place = hub.fetch(place)
     return LoadedBundle.load(place, device)
+
+
+def _check_count(count: int) -> None:
+    if not isinstance(count, int) or not 2 <= count <= MOST_SHOWN:
+        raise UserError(f"count: {count!r:.40}: a whole number from 2 to {MOST_SHOWN} is needed")
 
 
 def _as_asked(batch: Tensor, as_images: bool) -> Tensor | Pictures:

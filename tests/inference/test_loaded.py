@@ -145,10 +145,13 @@ def test_batches_of_unequal_length_are_refused(bundle: LoadedBundle, paths: list
         bundle.strip(paths, paths[:2])
     with pytest.raises(UserError, match="grid: 3 photographs"):
         bundle.grid(paths, paths[0])
-    with pytest.raises(UserError, match="a list of photographs"):
-        bundle.blend(str(paths[0]), [1])
+    for given in (str(paths[0]), paths[0], 5):
+        with pytest.raises(UserError, match="a list of photographs"):
+            bundle.blend(given, [1])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"a latent of shape \(1, 3, 32, 32\)"):
+        bundle.generate(torch.zeros(1, 3, SIDE, SIDE))
     with pytest.raises(UserError, match="lambda: 'half'"):
-        bundle.fuse(paths[0], paths[1], "half")  # type: ignore[call-overload]
+        bundle.fuse(paths[0], paths[1], "half")  # type: ignore[arg-type]
 
 
 def test_pictures_where_asked(bundle: LoadedBundle, paths: list[Path]) -> None:
@@ -173,6 +176,9 @@ def test_a_region_is_a_mask_for_fuse(bundle: LoadedBundle, paths: list[Path]) ->
     inside = bundle.fuse(a, b, 0, mask=bundle.region("left"))
     change = (inside - bundle.generate(bundle.encode(a))).abs().mean(dim=(0, 1, 2))
     assert change[: SIDE // 4].mean() > change[-SIDE // 4 :].mean()
+    assert torch.equal(bundle.fuse(a, b, 0, mask=bundle.region("left").numpy()), inside)
+    with pytest.raises(UserError, match="mask: 'left': numbers"):
+        bundle.fuse(a, b, 0, mask="left")  # type: ignore[call-overload]
     with pytest.raises(UserError, match="region ear: unknown; known are: eyes, nose"):
         bundle.region("ear")
     tight = pipeline.load_bundle(a.parents[2] / "bundle")
@@ -191,8 +197,10 @@ def test_strips_and_grids(bundle: LoadedBundle, paths: list[Path]) -> None:
     mask = bundle.region("left")
     assert bundle.strip(a, b, 3, mask) == fuse.strips(bundle, first, 3, fuse.Region(mask))
     assert bundle.grid(a, b, 4) == fuse.grid(bundle, tensors[0], tensors[1], 4)
-    with pytest.raises(UserError, match="at least 2"):
-        bundle.strip(a, b, 1)
+    for count in (1, 1001, 2.5, None):
+        for draw in (bundle.strip, bundle.grid):
+            with pytest.raises(UserError, match="a whole number from 2 to 1000"):
+                draw(a, b, count)  # type: ignore[arg-type]
 
 
 def test_presets(bundle: LoadedBundle) -> None:
