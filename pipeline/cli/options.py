@@ -42,9 +42,9 @@ def open_bundle(path: Path, device: str) -> Any:
     """The bundle in a folder, on cpu or cuda."""
     with importing():
         from pipeline.common.devices import check_device
-        from pipeline.inference.bundle import Bundle
+        from pipeline.inference.bundle import load_bundle
 
     if device not in ("cpu", "cuda"):
         raise UserError(f"--device {device}: cpu or cuda")
     check_device(device, "no")
-    return Bundle.load(path, device)
+    return load_bundle(path, device)

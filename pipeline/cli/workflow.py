@@ -20,8 +20,8 @@ from pipeline.data.shards.format import PLAN, load_manifest
 from pipeline.data.synth import PAINTED
 from pipeline.evaluation.report import VERSION, evaluate
 from pipeline.evaluation.table import as_table
+from pipeline.inference import bundle as bundles
 from pipeline.inference import fuse, model_card
-from pipeline.inference.bundle import Bundle
 from pipeline.training import checkpoint, loop
 from pipeline.training.context import Context
 from pipeline.training.export import export_bundle, provenance
@@ -209,7 +209,7 @@ def _finish(config: Config, runtime: Runtime) -> None:
     if _trained(made["bundle"]) != provenance(found):
         export_bundle(found, made["bundle"])
         print(f"export: {made['bundle']}", flush=True)
-    bundle = Bundle.load(made["bundle"], runtime.device)
+    bundle = bundles.load_bundle(made["bundle"], runtime.device)
     data = bundle.config.data.model_copy(update={"max_bad_samples": config.data.max_bad_samples})
     bundle.config = bundle.config.model_copy(update={"evaluation": config.evaluation, "data": data})  # as asked for now
     images = FaceImages(_held_out(config), config.data)

@@ -216,6 +216,11 @@ class Bundle:
         return values.to(self.device)
 
 
+def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
+    """`Bundle.load`, for commands; what `pipeline.load_bundle` gives in Python also draws, and knows the Hub."""
+    return Bundle.load(path, device)
+
+
 def _set_measured(bundle: Bundle, path: Path, info: dict[str, Any]) -> None:
     """What `export` has measured; bundles that it wrote earlier, or without shards at hand, lack it."""
     error = info.get("reconstruction")

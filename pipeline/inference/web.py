@@ -23,7 +23,7 @@ from pipeline.common.errors import UserError
 from pipeline.common.version import VERSION
 from pipeline.data.synth.faces import draw_factors, paint
 from pipeline.inference import onnx_files
-from pipeline.inference.bundle import Bundle
+from pipeline.inference.bundle import load_bundle
 from pipeline.inference.fuse import PRESETS
 from pipeline.models import regions
 from pipeline.models.elements import Element, element_names
@@ -68,7 +68,7 @@ def write_page(path: Path, out: Path, *, half: bool = False, runtime: Path | Non
     onnx_files.require_onnx()
     check_replaceable(out)
     copied = None if runtime is None else _runtime_files(runtime)
-    bundle = Bundle.load(path)
+    bundle = load_bundle(path)
     size, crop = bundle.image_size, bundle.config.data.crop
     points = bundle.frame
     masks = {name: regions.mask(name, points, size) for name in regions.NAMES}

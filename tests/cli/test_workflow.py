@@ -156,6 +156,11 @@ def test_run_paints_its_own_faces(tmp_path: Path) -> None:
     result = latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1"))
     assert result.code == 0 and "shard: 12 images" in result.out
     assert len(list((run / "faces" / "img_align_celeba").glob("*.jpg"))) == 12
+    with (
+        Image.open(run / "bundle" / "strip.png") as strip,
+        Image.open(run / "evaluation" / "strips.png") as measured_one,
+    ):
+        assert strip.size == measured_one.size, "the card shows painted faces"
 
     def again(*settings: str) -> Result:
         return latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1", *settings))
