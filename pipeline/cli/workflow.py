@@ -17,10 +17,11 @@ from pipeline.data.loading.loader import FaceImages
 from pipeline.data.loading.streaming import StreamedFaces
 from pipeline.data.loading.workers import lost_worker
 from pipeline.data.shards.format import PLAN, load_manifest
+from pipeline.data.synth import PAINTED
 from pipeline.evaluation.report import VERSION, evaluate
 from pipeline.evaluation.table import as_table
 from pipeline.inference import bundle as bundles
-from pipeline.inference import fuse, picture_files
+from pipeline.inference import fuse, model_card, picture_files
 from pipeline.training import checkpoint, loop
 from pipeline.training.context import Context
 from pipeline.training.export import export_bundle, provenance
@@ -34,8 +35,6 @@ from pipeline.training.trackers import check_installed
 
 STRIPS, STRIP = 4, 6
 """Held-out pairs in the picture that `run` ends with, and fused images of each."""
-PAINTED = "synth"
-"""The value of `data.source` that stands for painted faces."""
 
 
 def pretrain(config: Config) -> None:
@@ -246,6 +245,7 @@ def _show(config: Config, bundle: bundles.Bundle, metrics: dict[str, Any]) -> No
         "TensorBoard": config.run_dir / "tensorboard",
     }
     print(as_table(metrics), flush=True)
+    model_card.update(made["bundle"], bundle.config, bundle.trained, made["evaluation"])
     images = FaceImages(_held_out(config), config.data)
     shown = images.first(2 * STRIPS).to(bundle.device).split(1)
     strips = fuse.strips(bundle, list(zip(shown[::2], shown[1::2], strict=False)), STRIP)

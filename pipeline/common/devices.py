@@ -44,6 +44,20 @@ def check_device(device: str, precision: str) -> None:
             raise UserError(f"training.mixed_precision: {torch.cuda.get_device_name()} has no bf16; use fp16")
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device by its name, as `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        UserError: if torch does not know it, or there is none here.
+    """
+    if str(device).startswith("cuda"):
+        check_device("cuda", "no")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError):  # each kind of device has its own error
+        raise UserError(f"device: {str(device)[:40]}: torch has none of this name here; `cpu` always works") from None
+
+
 def check_compiler(device: str) -> None:
     """Refuse to compile where torch would find no compiler for what it generates: C++ for a CPU, C for a GPU.
 

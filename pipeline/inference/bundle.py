@@ -8,30 +8,33 @@ BUNDLE/README.md           the model card
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Self
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.common import files
-from pipeline.common.errors import UserError
+from pipeline.common.devices import usable_device
+from pipeline.common.errors import UserError, one_line
 from pipeline.config import load as configuration
 from pipeline.config.schema import Config
-from pipeline.data import images
-from pipeline.inference import landmarks, weights
+from pipeline.inference import inputs, landmarks, weights
+from pipeline.inference.inputs import Photographs
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import FeatureScales, PerceptualNetwork
 
 FORMAT = 1
-Photograph = Tensor | Image.Image | Path | str
-"""(3, S, S) or (B, 3, S, S) in [-1, 1]; or a photograph of any size, or where one is."""
-Lambda = float | Sequence[float] | Tensor
-"""One number for all elements; N numbers; or (N,), (B, N), (N, h, w) or (B, N, h, w). In [0, 1]: 1 is A, 0 is B."""
+Lambda = float | Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating[Any]] | Tensor
+"""One number for all elements; or (N,), (B, N), (N, h, w) or (B, N, h, w). In [0, 1]: 1 is A, 0 is B."""
+
+Mask = NDArray[Any] | Tensor
+"""(S, S) or (B, S, S) in [0, 1]: 1 where B enters."""
 
 
 class Bundle:
-    """A trained model, ready for use; `load_bundle` gives one in eval mode, without gradients.
+    """A trained model, ready for use; `load` gives one in eval mode, without gradients.
 
     Training makes one around the module that it trains, to show what `fuse` will give.
     """
@@ -51,6 +54,54 @@ class Bundle:
         """Where its training images have the landmarks, in pixels of the square picture."""
         self.reconstruction: float | None = None
         """What few held-out faces lose more of in A' (`align.lost`); None where it was not measured."""
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> Self:
+        """The bundle in a folder that `latentfuse export` wrote.
+
+        Raises:
+            UserError: naming the file that is missing or damaged, or the weight that does not fit the configuration or
+                is not a finite number; or the device that is not there.
+        """
+        path, device = Path(path), usable_device(device)
+        where = path / weights.CONFIG
+        try:
+            info = files.read_json(where)
+            if info["format"] != FORMAT:
+                raise UserError(f"{where}: bundle format {info['format']!r:.40}; this version reads {FORMAT}")
+            values, trained = info["config"], info["trained"]
+            if not isinstance(values, dict) or type(trained["step"]) is not int or not 0 <= trained["step"] < 10**12:
+                raise ValueError
+        except OSError as error:
+            raise UserError(f"{path}: not a bundle: {where}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where}: not the configuration of a bundle") from None
+        config = configuration.validate_stored(values, str(where))
+        modules = weights.load(path, config.model, config.data.image_size, info.get("sha256"))
+        model, scales = modules["model"], modules["scales"]
+        assert isinstance(model, FusionAutoencoder) and isinstance(scales, FeatureScales)
+        bundle = cls(config, model.to(device).eval().requires_grad_(False), scales, trained)
+        _set_measured(bundle, where, info)
+        return bundle
+
+    def __repr__(self) -> str:
+        """What it is, in a line."""
+        size, model = self.image_size, self.config.model
+        trained = f"{self.trained.get('stage')!s:.20} step {self.trained['step']:,}" if self.trained else "in training"
+        parameters = sum(each.numel() for each in self.model.parameters())
+        return one_line(
+            f"Bundle({size} x {size} pixels, {self.elements} elements (structure {model.structure}), "
+            f"{parameters:,} parameters, {trained}, on {self.device})"
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move it to a device, as `cpu` or `cuda`; returns itself.
+
+        Raises:
+            UserError: if torch has no such device here.
+        """
+        self.model.to(usable_device(device))
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -78,46 +129,40 @@ class Bundle:
         network.scales.load_state_dict(self.scales.state_dict())
         return network.to(self.device)
 
-    def load_image(self, photograph: Photograph) -> Tensor:
+    def load_image(self, photographs: Photographs) -> Tensor:
         """(B, 3, S, S) in [-1, 1] on the device; photographs are cropped and resized as in training.
 
         Raises:
-            UserError: if it cannot be read, or a tensor has another shape.
+            UserError: if one cannot be read, or an array or a tensor has another shape, type or range.
         """
-        if isinstance(photograph, Tensor):
-            batch = photograph if photograph.dim() == 4 else photograph[None]
-            if batch.shape[1:] != (3, self.image_size, self.image_size):
-                shape, size = tuple(photograph.shape), self.image_size
-                raise UserError(
-                    f"an image tensor of shape {shape}: this bundle takes (B, 3, {size}, {size}) in [-1, 1]"
-                )
-            return batch.to(next(self.model.parameters()))  # its device and dtype
-        if isinstance(photograph, Image.Image):
-            pixels = images.from_pillow(photograph)
-        else:
-            pixels = images.read(Path(photograph))
-        fitted = images.fit(pixels, self.image_size, self.config.data.crop)
-        return images.normalise(fitted)[None].to(self.device)
+        loaded = inputs.load(photographs, self.image_size, self.config.data.crop)
+        return loaded.to(next(self.model.parameters()))  # its device and dtype
 
-    def encode(self, photograph: Photograph) -> Tensor:
+    def encode(self, photographs: Photographs) -> Tensor:
         """Z = E(image): (B, C, S/32, S/32).
 
         Raises:
             UserError: as `load_image`.
         """
-        z: Tensor = self.model.encoder(self.load_image(photograph))
+        z: Tensor = self.model.encoder(self.load_image(photographs))
         return z
 
     def generate(self, z: Tensor) -> Tensor:
-        """G(Z): (B, C, S/32, S/32) -> (B, 3, S, S) in [-1, 1]. `generate(encode(a))` is A'."""
+        """G(Z): (B, C, S/32, S/32) -> (B, 3, S, S) in [-1, 1]. `generate(encode(a))` is A'.
+
+        Raises:
+            UserError: for a latent of another shape.
+        """
+        if not self._is_latent(z):
+            raise UserError(f"a latent of shape {tuple(z.shape)}: `encode` gives what `generate` takes")
         generated: Tensor = self.model.generator(z.to(self.device))
         return generated
 
-    def fuse(self, a: Photograph, b: Photograph, lambda_: Lambda, mask: Tensor | None = None) -> Tensor:
-        """C = G(Lambda o E(A) + (1 - Lambda) o E(B)) (docs/method.md, eq. 1). All fused images are made here.
+    def fuse(self, a: Photographs, b: Photographs, lambda_: Lambda, mask: Mask | None = None) -> Tensor:
+        """C = G(Lambda o E(A) + (1 - Lambda) o E(B)) (docs/method.md, eq. 1). All images fused of two are made here.
 
         Args:
-            a, b: photographs or batches of them; or what `encode` gives, (B, C, S/32, S/32).
+            a, b: photographs, lists or batches of them; or what `encode` gives, (B, C, S/32, S/32).
             lambda_: 1 gives A', 0 gives B'; see `Lambda`.
             mask: fuse a region only: (S, S), or (B, S, S) for each pair its own, in [0, 1]: 1 where B enters, by
                 `lambda_`; elsewhere Lambda is 1. See `regions.mask`.
@@ -129,23 +174,26 @@ class Bundle:
             UserError: for a Lambda or mask of the wrong shape or out of range, or an image that cannot be read.
         """
         checked = self._checked_lambda(lambda_)
-        z_a, z_b = (each.to(self.device) if self._is_latent(each) else self.encode(each) for each in (a, b))
-        batches = {len(z_a), len(z_b), len(checked) if checked.dim() in (2, 4) else 1} - {1}
-        if len(batches) > 1:
-            raise UserError(
-                f"a, b and lambda: batches of {', '.join(map(str, sorted(batches)))}; make them equal, or 1"
-            )
-        inside = None if mask is None else self._checked_mask(mask, max(batches, default=1))
+        z_a, z_b = self._latents(a), self._latents(b)
+        lengths = len(z_a), len(z_b), len(checked) if checked.dim() in (2, 4) else 1
+        length = inputs.common_length("a, b and lambda", lengths)
+        inside = None if mask is None else self._checked_mask(mask, length)
         return self.model.fuse_unchecked(z_a, z_b, checked, inside)
 
-    def _is_latent(self, given: Photograph) -> TypeGuard[Tensor]:
+    def _latents(self, given: Photographs) -> Tensor:
+        """What `encode` gives, as it is or of photographs: (B, C, S/32, S/32)."""
+        if isinstance(given, Tensor) and self._is_latent(given):
+            return given.to(self.device)
+        return self.encode(given)
+
+    def _is_latent(self, given: Tensor) -> bool:
         """A latent has at least 16 channels, an image 3."""
-        latent = (sum(self.model.sizes), self.image_size // 32, self.image_size // 32)
-        return isinstance(given, Tensor) and given.dim() == 4 and given.shape[1:] == latent
+        side = self.image_size // 32
+        return given.dim() == 4 and given.shape[1:] == (sum(self.model.sizes), side, side)
 
     def _checked_lambda(self, lambda_: Lambda) -> Tensor:
         """As a float32 tensor of one of its four shapes, on the device."""
-        values = torch.as_tensor(lambda_, dtype=torch.float32)
+        values = inputs.shares("lambda", lambda_)
         if values.dim() == 0:
             values = values.expand(self.elements)
         side = self.image_size // 32
@@ -156,49 +204,21 @@ class Bundle:
             raise UserError(
                 f"lambda: {given}: this bundle takes 1 or {self.elements} numbers, or ({self.elements}, {side}, {side})"
             )
-        outside = values[~((values >= 0) & (values <= 1))]
-        if len(outside):
-            raise UserError(f"lambda: {outside[0].item():.8g} is outside [0, 1]")
         return values.to(self.device)
 
-    def _checked_mask(self, mask: Tensor, count: int) -> Tensor:
+    def _checked_mask(self, mask: Mask, count: int) -> Tensor:
         """For `count` pairs, as a float32 tensor (S, S) or (count, S, S) on the device."""
         size = self.image_size
-        values = mask.to(self.device, torch.float32)
+        values = inputs.shares("mask", mask)
         if values.shape not in ((size, size), (count, size, size)):
-            raise UserError(f"mask: shape {tuple(mask.shape)}: ({size}, {size}) or ({count}, {size}, {size}) is needed")
-        if not ((values >= 0) & (values <= 1)).all():
-            raise UserError("mask: its values must be in [0, 1]")
-        return values
+            given = tuple(values.shape)
+            raise UserError(f"mask: shape {given}: ({size}, {size}) or ({count}, {size}, {size}) is needed")
+        return values.to(self.device)
 
 
 def load_bundle(path: Path | str, device: torch.device | str = "cpu") -> Bundle:
-    """Load a bundle that `latentfuse export` wrote.
-
-    Raises:
-        UserError: naming the file that is missing or damaged, or the weight that does not fit the configuration or is
-            not a finite number.
-    """
-    path = Path(path)
-    where = path / weights.CONFIG
-    try:
-        info = files.read_json(where)
-        if info["format"] != FORMAT:
-            raise UserError(f"{where}: bundle format {info['format']!r:.40}; this version reads {FORMAT}")
-        values, trained = info["config"], info["trained"]
-        if not isinstance(values, dict) or type(trained["step"]) is not int or not 0 <= trained["step"] < 10**12:
-            raise ValueError
-    except OSError as error:
-        raise UserError(f"{path}: not a bundle: {where}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{where}: not the configuration of a bundle") from None
-    config = configuration.validate_stored(values, str(where))
-    modules = weights.load(path, config.model, config.data.image_size, info.get("sha256"))
-    model, scales = modules["model"], modules["scales"]
-    assert isinstance(model, FusionAutoencoder) and isinstance(scales, FeatureScales)
-    bundle = Bundle(config, model.to(device).eval().requires_grad_(False), scales, trained)
-    _set_measured(bundle, where, info)
-    return bundle
+    """`Bundle.load`, for commands; what `pipeline.load_bundle` gives in Python also draws, and knows the Hub."""
+    return Bundle.load(path, device)
 
 
 def _set_measured(bundle: Bundle, path: Path, info: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from pipeline.config.schema import ModelConfig
 from pipeline.models.autoencoder import FusionAutoencoder
 from pipeline.models.perceptual import FeatureScales
 
-CONFIG, CARD = "config.json", "README.md"
+CONFIG, CARD, STRIP = "config.json", "README.md", "strip.png"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PART = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
 MOST_UNPROMISED_SIDE = 1024
@@ -46,7 +46,7 @@ def not_of_a_bundle(path: Path) -> list[str]:
         for each in path.iterdir()
         if each.is_symlink()
         or not each.is_file()
-        or not (each.name in (CONFIG, CARD, INDEX) or PART.fullmatch(each.name))
+        or not (each.name in (CONFIG, CARD, STRIP, INDEX) or PART.fullmatch(each.name))
     )
 
 

@@ -4,6 +4,8 @@ Lambda has one value per element, and may vary over the rows and columns of the 
 Shapes: (N,), (B, N), (N, h, w) or (B, N, h, w), values in [0, 1].
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,30 @@ def mix(z_a: Tensor, z_b: Tensor, lambda_: Tensor, sizes: tuple[int, ...] | None
     """
     channels, height, width = z_a.shape[1:]
     weight = expand(lambda_, channels, height, width, sizes)
-    return weight * z_a + (1 - weight) * z_b
+    return weighted_sum((z_a, z_b), (weight, 1 - weight))
+
+
+def blend(latents: Sequence[Tensor], weights: Tensor, sizes: tuple[int, ...] | None = None) -> Tensor:
+    """Sum over k of W_k o Z_k: eq. 1 for K faces; of two, with W = Lambda and 1 - Lambda, it is `mix` of equal bits.
+
+    Args:
+        latents: K latents, (B, C, h, w) each; B may be 1.
+        weights: (K, N), columns adding up to 1.
+        sizes: channels of each element; `element_sizes` if None.
+
+    Returns:
+        (B, C, h, w).
+    """
+    channels, height, width = latents[0].shape[1:]
+    return weighted_sum(latents, [expand(each, channels, height, width, sizes) for each in weights])
+
+
+def weighted_sum(latents: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Sum of weight times latent, in the order given: (B, C, h, w), as often as there are latents -> (B, C, h, w)."""
+    total = weights[0] * latents[0]
+    for weight, z in zip(weights[1:], latents[1:], strict=True):
+        total = total + weight * z
+    return total
 
 
 def layer_lambdas(lambda_: Tensor, owners: Tensor) -> Tensor:

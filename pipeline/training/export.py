@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from pipeline.common import files
 from pipeline.common.errors import UserError
 from pipeline.common.version import VERSION
-from pipeline.config.schema import Config
-from pipeline.inference import weights
+from pipeline.inference import model_card, weights
 from pipeline.inference.bundle import FORMAT
 from pipeline.models.elements import element_names
 from pipeline.models.perceptual import FeatureScales
@@ -52,7 +51,7 @@ def export_bundle(found: Checkpoint, path: Path, max_shard_size: str = "5GB") ->
         with files.replacing_folder(path, lambda old: _check_replaceable(old, path)) as temporary:
             save_torch_state_dict(tensors, temporary, max_shard_size=max_shard_size, metadata=said)
             files.write_json(temporary / weights.CONFIG, info | {"sha256": weights.hashes(temporary)})
-            files.write_text(temporary / weights.CARD, _model_card(config, trained))
+            model_card.write(temporary, config, trained, config.run_dir / "evaluation")
             for written in temporary.iterdir():
                 shutil.copymode(temporary / weights.CONFIG, written)  # safetensors lets nobody else read its files
     except (OSError, SafetensorError) as error:
@@ -77,38 +76,3 @@ def provenance(found: Checkpoint) -> dict[str, Any]:
     """What a bundle of this checkpoint says of where its weights come from."""
     known = {key: found.state[key] for key in ("stage", "step", "images_seen", "data_hash")}
     return known | {"weights": "average" if found.module("average") else "autoencoder", "checkpoint": found.digest}
-
-
-def _model_card(config: Config, trained: dict[str, Any]) -> str:
-    size, perceptual = config.data.image_size, config.perceptual
-    labelled = " (random weights: a demonstration, not a result)" if perceptual.weights == "random" else ""
-    return f"""---
-license: apache-2.0
-library_name: latentfuse
-tags: [image-fusion, faces, autoencoder]
----
-# Element-wise latent fusion of faces
-
-Fuses two photographs by mixing {config.model.elements} elements of their latents, each by its own lambda:
-`Z_C = Lambda o Z_A + (1 - Lambda) o Z_B`, then `C = G(Z_C)`. Images are {size} x {size}.
-
-```python
-bundle = pipeline.load_bundle("path/of/this/folder")
-fused = bundle.fuse("a.jpg", "b.jpg", [1, 0.5, 0, 0, 1])  # (1, 3, {size}, {size}) in [-1, 1]
-```
-
-On the command line: `latentfuse fuse path/of/this/folder a.jpg b.jpg --strip 6`.
-
-| | |
-|---|---|
-| stage, step | {trained["stage"]}, {trained["step"]} |
-| images seen in this stage | {trained["images_seen"]:,} |
-| shards (content hash) | `{trained["data_hash"][:16]}` |
-| weights | {"exponential moving average" if trained["weights"] == "average" else "as trained"} |
-| perceptual network | {perceptual.arch}, weights `{Path(perceptual.weights).name}`{labelled} |
-| feature scale | {perceptual.feature_scale} |
-| base channels, elements, reading | {config.model.base_channels}, {config.model.elements}, {config.fusion.reading} |
-
-Trained on aligned, centred faces: others fuse badly. The faces it draws are of nobody, yet resemble those they
-are fused from: ask the people in the photographs.
-"""

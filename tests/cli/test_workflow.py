@@ -106,6 +106,7 @@ def test_run_does_every_stage_and_the_second_time_nothing(tmp_path: Path) -> Non
     with Image.open(run / "strip.png") as strip:
         assert strip.width == 6 * LEAST + 5 * GAP and strip.height > 4 * (LEAST + GAP)  # two pairs of test images
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert "| reconstruction, PSNR" in (run / "bundle" / "README.md").read_text(), "the card shows what was measured"
     assert metrics["bundle"]["checkpoint"] == newest.digest and "| reconstruction L1 |" in first.out
 
     files = sorted(
@@ -159,6 +160,11 @@ def test_run_paints_its_own_faces(tmp_path: Path) -> None:
     result = latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1"))
     assert result.code == 0 and "shard: 12 images" in result.out
     assert len(list((run / "faces" / "img_align_celeba").glob("*.jpg"))) == 12
+    with (
+        Image.open(run / "bundle" / "strip.png") as strip,
+        Image.open(run / "evaluation" / "strips.png") as measured_one,
+    ):
+        assert strip.size == measured_one.size, "the card shows painted faces"
 
     def again(*settings: str) -> Result:
         return latentfuse("run", *tiny_arguments(run, run / "shards", *painted, "training.fusion_steps=1", *settings))

@@ -375,8 +375,8 @@ def test_a_mask_that_does_not_fit_is_refused(bundle: Bundle, pair: tuple[Tensor,
     for mask, message in (
         (torch.ones(SIDE, SIDE + 1), r"mask: shape \(32, 33\)"),
         (torch.ones(2, SIDE, SIDE), r"\(1, 32, 32\) is needed"),
-        (torch.full((SIDE, SIDE), 1.5), r"must be in \[0, 1\]"),
-        (torch.full((SIDE, SIDE), torch.nan), r"must be in \[0, 1\]"),
+        (torch.full((SIDE, SIDE), 1.5), r"is outside \[0, 1\]"),
+        (torch.full((SIDE, SIDE), torch.nan), r"is outside \[0, 1\]"),
     ):
         with pytest.raises(UserError, match=message):
             bundle.fuse(*pair, 0.5, mask)

@@ -1,5 +1,6 @@
 """Elements, Lambda and mixing (docs/method.md, eq. 1)."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,3 +94,17 @@ def test_layer_lambdas() -> None:
     assert torch.equal(latents.layer_lambdas(five, eye), five)
     same = torch.full((3, 5), 0.3)
     torch.testing.assert_close(latents.layer_lambdas(same, latents.owner_matrix("shared", 5, 5)), same)
+
+
+def test_a_blend_is_the_weighted_sum_of_each_element() -> None:
+    draw = torch.Generator().manual_seed(0)
+    faces = [torch.randn(2, 7, 3, 4, generator=draw) for _ in range(4)]
+    weights = torch.rand(4, 3, generator=draw)
+    weights = weights / weights.sum(dim=0)
+    sizes = (1, 4, 2)
+    expected = np.zeros((2, 7, 3, 4))
+    for face, row in zip(faces, weights.double().numpy(), strict=True):
+        expected += face.double().numpy() * np.repeat(row, sizes)[None, :, None, None]
+    np.testing.assert_allclose(latents.blend(faces, weights, sizes).numpy(), expected, atol=1e-6)
+    pair = torch.stack([weights[0], 1 - weights[0]])
+    assert torch.equal(latents.blend(faces[:2], pair, sizes), latents.mix(faces[0], faces[1], weights[0], sizes))
