@@ -48,10 +48,11 @@ def evaluate(
         from pipeline.evaluation.table import as_table
         from pipeline.training.ranks import meeting
 
-    test, train = split_folder(shards, "test"), train and split_folder(train, "train")
     with meeting(device) as (ranks, own):
         opened = ranks.together(lambda: open_bundle(bundle, device, own))
-        result = measure(opened, test, out, pairs, perceptual_weights, train, run, quick, ranks)
+        test = ranks.together(lambda: split_folder(shards, "test"))
+        learned = ranks.together(lambda: train and split_folder(train, "train"))
+        result = measure(opened, test, out, pairs, perceptual_weights, learned, run, quick, ranks)
     if ranks.rank == 0:
         print(json.dumps(result, indent=2) if as_json else f"{as_table(result)}\n{out}: metrics and figures")
 

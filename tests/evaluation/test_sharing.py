@@ -138,6 +138,15 @@ def test_what_one_rank_cannot_read_is_said_once(trained: Trained, tmp_path: Path
     assert not results[1].errors and not out.exists()
 
 
+@pytest.mark.parametrize("missing", ["bundle", "shards"])
+def test_what_no_rank_finds_is_said_once(trained: Trained, tmp_path: Path, missing: str) -> None:
+    given = {"bundle": trained.bundle, "shards": trained.shards} | {missing: tmp_path / "nowhere"}
+    ranks = start_ranks(tmp_path, 2, "evaluate", given["bundle"], given["shards"], "--out", tmp_path / "out")
+    results = [each.finish() for each in ranks]
+    results[0].assert_one_line(str(tmp_path / "nowhere"))
+    assert results[1].code == 2 and not results[1].errors and not (tmp_path / "out").exists()
+
+
 def elsewhere() -> None:
     """Rank 1 has other test images, as on a disk of its own."""
     if os.environ["RANK"] == "1":
