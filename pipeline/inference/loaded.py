@@ -25,8 +25,6 @@ Weights = Sequence[float] | Sequence[Sequence[float]] | NDArray[np.floating[Any]
 """(K,) or (K, N)."""
 SUM_SLACK = 1e-4
 """How far from 1 the weights of a blend may add up."""
-
-
 MOST_SHOWN = 1000
 """Faces in a row of a strip or a grid."""
 SHOWN = 192
