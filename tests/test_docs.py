@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pipeline.data.synth.faces import draw_factors, paint
 from pipeline.inference.loaded import LoadedBundle
 
 API, NOTEBOOK = REPOSITORY / "docs" / "api.md", REPOSITORY / "docs" / "fuse_faces.ipynb"
+WALKTHROUGH = REPOSITORY / "docs" / "walkthrough.md"
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MOST_OUTPUT = 4096
 """Bytes of what the notebook's cells have printed."""
@@ -68,3 +71,20 @@ def test_the_notebook_is_one_and_carries_no_pictures() -> None:
     assert len(set(identities)) == len(identities)
     outputs = json.dumps([cell.get("outputs") for cell in notebook["cells"]])
     assert len(outputs) < MOST_OUTPUT
+
+
+def walkthrough(*options: str) -> str:
+    script = [sys.executable, WALKTHROUGH.with_suffix(".py"), *options]
+    return subprocess.run(script, capture_output=True, text=True, check=True).stdout
+
+
+def commands(page: str) -> list[str]:
+    return re.findall(r"^\$ (.*)$", page, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_session_can_be_recorded() -> None:
+    """All its commands end as they should, or the script fails; and the page has these, of more faces."""
+    page = walkthrough("--short")
+    assert commands(page) == [each.replace("2000", "60") for each in commands(WALKTHROUGH.read_text())]
+    assert "(exit code 75)" in page and "resumed" in page and "bundle" in page

@@ -237,9 +237,9 @@ def test_it_begins_with_pretraining_and_shows_held_out_pairs(trained: Trained, t
         assert all(torch.equal(value, found.module(name)[key]) for key, value in module.state_dict().items())
     pictures = stage.show().pictures
     assert pictures.keys() == {"fusion/strip", "fusion/elements", "fusion/effects"}
-    two_pairs = 4 * (2 * 34 - 2) + 32  # of four test images of 32 pixels, under a line of text
-    assert pictures["fusion/strip"].size == (4 * (8 * 34 - 2), two_pairs)
-    assert pictures["fusion/elements"].size == (4 * (9 * 34 - 2), two_pairs)
+    two_pairs = 2 * 130 - 2  # of four test images, 128 pixels wide, under one and two lines of text
+    assert pictures["fusion/strip"].size == (8 * 130 - 2, two_pairs + 30)
+    assert pictures["fusion/elements"].size == (9 * 130 - 2, two_pairs + 48)
     assert stage.average.module.training
 
 

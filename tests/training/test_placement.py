@@ -23,7 +23,7 @@ GPU = torch.device("cuda", 0)
 SMALL = (
     *("model.base_channels=4", "data.image_size=64", "training.global_batch_size=4", "training.micro_batch_size=4"),
     *("training.device=cpu", "training.mixed_precision=no", "training.ema_decay=0", "optimizer.fused=false"),
-    *("perceptual.weights=random", "loss_weights.ssim=1"),
+    *("perceptual.weights=random", "loss_weights.ssim=1", "loss_weights.style=1"),
 )
 M = TypeVar("M", bound=nn.Module)
 

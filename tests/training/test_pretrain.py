@@ -65,7 +65,7 @@ def test_the_average_follows_and_is_what_is_shown(trained: Trained, tmp_path: Pa
         torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-7)
     stage.settle()
     shown = stage.show()
-    assert shown.pictures["held_out/reconstruction"].height == 4 * (2 * 34 - 2) + 32
+    assert shown.pictures["held_out/reconstruction"].height == 2 * 194 - 2
     with torch.no_grad():
         images = stage.context.held_out.first(4)
         back = stage.average.module.eval()(images).reconstruction
