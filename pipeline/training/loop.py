@@ -79,6 +79,7 @@ def run(stage: Stage, context: Context) -> None:
                     if shows:
                         ranks.on_main(lambda: tracker.show(stage.show(), done))  # noqa: B023 (called at once)
         writer.finish()
+        tracker.tell_saved(writer.saved)
 
 
 def _next(
@@ -122,6 +123,7 @@ def _save_and_stop(
                 stage.settle()
             writer.save(done)
         writer.finish()
+        tracker.tell_saved(writer.saved)
     except (UserError, OSError, StoppedElsewhere):
         if getattr(stop, "exit_code", 2) == 2:
             raise stop from None

@@ -24,8 +24,8 @@ class Status(AbstractContextManager["Status"]):
         self._progress: dict[str, Any] = {}
 
     def tell(self, progress: dict[str, Any]) -> None:
-        """How far the job is: kept until the next call, also when it ends."""
-        self._progress = progress
+        """How far the job is: each value is kept until it is told anew, also when the job ends."""
+        self._progress |= progress
         self.write("running", None, None)
 
     def __enter__(self) -> "Status":

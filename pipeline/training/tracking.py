@@ -146,6 +146,12 @@ class Tracker:
             }
             self.runtime.status.tell(progress | {"seconds_left": round(seconds_left), "saved_step": self.saved})
 
+    def tell_saved(self, step: int) -> None:
+        """A checkpoint of this step is whole."""
+        self.saved = step
+        if self.runtime.status is not None and self.runtime.ranks.is_main:
+            self.runtime.status.tell({"saved_step": step})
+
     def _precision(self) -> dict[str, float]:
         """Of fp16 the loss scale; skipped steps under fp16, and elsewhere once there are any."""
         optimizing = self.runtime.optimizing

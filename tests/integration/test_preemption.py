@@ -1,5 +1,6 @@
 """Signals to real processes: the work is saved, the exit code says what happened, and it can go on."""
 
+import json
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def test_sigterm_saves_and_the_same_command_resumes(trained: Trained, tmp_path: 
     result = job.finish()
     result.assert_one_line("stopped by SIGTERM; the same command resumes", code=75)
     saved = saved_step(run)
+    assert json.loads((run / "status.json").read_text())["saved_step"] == saved.step
     assert f"pretrain: saved {saved.path}" in result.out
     again = (*arguments, "--set", f"training.pretrain_steps={saved.step + 1}")
     further = start_command(tmp_path / "again", "pretrain", *again, prepare=narrow).finish()
