@@ -7,6 +7,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,8 @@ stands for lines left out. `demo.yaml` is `configs/demo.yaml`. For photographs o
 zip, in place of `faces`, and `configs/default.yaml` in place of `demo.yaml`.
 """
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-MOST_LINES = 40
+MOST_LINES = 28
+PICTURE = "first-session.jpg"
 
 
 class Step(NamedTuple):
@@ -62,7 +64,7 @@ def session(faces: int, stop_at: str) -> Iterator[Step]:
     yield Step("The trained weights, as safetensors:", "latentfuse export first bundle")
     yield Step("How good is it, on faces that it has not seen?", "latentfuse evaluate bundle shards --out evaluation")
     pair = "faces/img_align_celeba/000001.jpg faces/img_align_celeba/000002.jpg"
-    yield Step("Two faces, and six steps between them:", f"latentfuse fuse bundle {pair} --strip 6 --out strip.png")
+    yield Step("Two faces, and six steps between them:", f"latentfuse fuse bundle {pair} --strip 6 --out strip.jpg")
 
 
 def recorded(step: Step, folder: Path) -> str:
@@ -80,7 +82,7 @@ def recorded(step: Step, folder: Path) -> str:
     assert process.stdout is not None
     lines = []
     for line in process.stdout:
-        lines.append(ESCAPES.sub("", line.rstrip()).replace(f"{folder}/", ""))
+        lines.append(ESCAPES.sub("", line.rstrip()).replace(f"{folder}/", "").replace(str(folder), "."))
         if step.stop_at and line.startswith(step.stop_at):
             process.send_signal(signal.SIGTERM)
     code = process.wait()
@@ -109,6 +111,9 @@ def main() -> None:
         print(HEAD)
         for step in session(60, "pretrain 2/") if short else session(2000, "pretrain 1000/"):
             print(recorded(step, folder) + "\n", flush=True)
+        if not short:
+            shutil.copyfile(folder / "strip.jpg", CONFIG.parent.parent / "docs" / "images" / PICTURE)
+            print(f"![Two painted faces, and six steps between them](images/{PICTURE})")
 
 
 if __name__ == "__main__":
