@@ -74,7 +74,7 @@ def test_the_notebook_is_one_and_carries_no_pictures() -> None:
 
 
 def walkthrough(*options: str) -> str:
-    script = [sys.executable, WALKTHROUGH.with_suffix(".py"), *options]
+    script = [sys.executable, str(WALKTHROUGH.with_suffix(".py")), *options]
     return subprocess.run(script, capture_output=True, text=True, check=True).stdout
 
 
