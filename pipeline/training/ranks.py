@@ -166,7 +166,7 @@ class Ranks:
 class AtOnce:
     """The same ranks for work that a signal may end where it stands: it writes whole files or none.
 
-    A signal to any of them ends all, in order.
+    A signal ends it at once on the rank that gets it; the others finish their share, and stop then.
     """
 
     def __init__(self, ranks: Ranks) -> None:
