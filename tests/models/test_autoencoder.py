@@ -227,6 +227,8 @@ def test_the_mean_of_the_latents_is_brought_to_zero() -> None:
         return torch.cat([each[:, :-1] for each in both.encoder(batch).split(both.sizes, 1)], dim=1)
 
     before = drawn().detach()
+    product = before[:32].mean(0) * before[32:].mean(0)  # at each number of the latent
+    torch.testing.assert_close(both(batch).off_centre, product.mean())
     for _ in range(100):
         off_centre = both(batch).off_centre
         assert off_centre is not None and off_centre.dim() == 0
