@@ -16,7 +16,7 @@ MOST_BYTES = 2**18
 """A larger file is no configuration."""
 RETIRED: dict[str, tuple[str, ...]] = {
     "data": ("cache", "cache_dir"),
-    "fusion": ("separation_pairs",),
+    "fusion": ("separation_pairs", "real"),
     "loss_weights": ("separation", "path"),
 }
 """Keys of earlier versions, which the configurations in their checkpoints and bundles hold. Models do not need them."""

@@ -156,9 +156,9 @@ class FusionConfig(Section):
     targets: Literal["mixed", "ends"] = "mixed"
     """What content and style ask of a layer between 0 and 1: `mixed`, distances to A and B weighted by lambda; `ends`:
     nothing, as these terms are defined at 0 and 1 only (docs/method.md, eq. 4 and 5)."""
-    real: Literal["photographs", "reconstructions"] = "photographs"
-    """What the discriminator compares fused faces with: photographs as in the paper, or reconstructions. With these it
-    sees nothing but what mixing does."""
+    critic: Literal["images", "latents"] = "images"
+    """What the discriminator compares: fused images with photographs, as in the paper; or mixed latents with those of
+    photographs, so that E learns a code in which a mix of two faces is that of a face."""
 
 
 class LossWeights(Section):

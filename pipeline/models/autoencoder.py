@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema import ModelConfig
-from pipeline.models import latents, pyramid
+from pipeline.models import latents, losses, pyramid
 from pipeline.models.networks import Encoder, Generator, touched
 
 
@@ -19,6 +19,10 @@ class FusionOutput(NamedTuple):
     """C = G(Z_C), (B, 3, H, W) in [-1, 1]; None without a Lambda."""
     off_centre: Tensor | None
     """Of the encoder's method of that name, ()."""
+    latent: Tensor | None = None
+    """Z_A as D sees it, (B, c, h, w); None without a Lambda."""
+    mixed: Tensor | None = None
+    """Z_C as D sees it, (B, c, h, w)."""
 
 
 class FusionAutoencoder(nn.Module):
@@ -39,19 +43,31 @@ class FusionAutoencoder(nn.Module):
             self.encoder, self.generator = Encoder(config), Generator(config)
             self.sizes, self.without_position = latents.element_sizes(channels, config.elements), 0
 
-    def forward(self, images: Tensor, lambda_: Tensor | None = None) -> FusionOutput:
+    def forward(self, images: Tensor, lambda_: Tensor | None = None, draw: bool = True) -> FusionOutput:
         """Reconstruct a batch, and fuse every image with the one before it.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             lambda_: (B, N) or (B, N, h, w); None: reconstruct only.
+            draw: False: mix latents, but draw no C.
         """
         z_a = self.encoder(images)
         if lambda_ is None:
             return FusionOutput(self.generator(z_a), None, self.encoder.off_centre(z_a))
-        mixed = self.mix(z_a, rolled(z_a), lambda_)
-        reconstruction, fused = self.generator(torch.cat([z_a, mixed.to(z_a.dtype)])).chunk(2)
-        return FusionOutput(reconstruction, fused, self.encoder.off_centre(z_a))
+        mixed = self.mix(z_a, rolled(z_a), lambda_).to(z_a.dtype)
+        drawn = self.generator(torch.cat([z_a, mixed]) if draw else z_a)
+        reconstruction, fused = drawn.chunk(2) if draw else (drawn, None)
+        return FusionOutput(reconstruction, fused, self.encoder.off_centre(z_a), *self._as_seen(z_a, mixed))
+
+    def _as_seen(self, z_a: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as G takes them in, each element divided by its RMS in Z_A: E cannot please D by smaller numbers."""
+        of_a, of_c = ([losses.wide(part) for part in self.generator.elements(z)] for z in (z_a, mixed))
+        scales = [(part.square().mean() + pyramid.NORM_FLOOR).sqrt() for part in of_a]
+        as_seen = (
+            torch.cat([part / scale for part, scale in zip(parts, scales, strict=True)], dim=1) for parts in (of_a, of_c)
+        )
+        latent, of_mix = as_seen
+        return latent, of_mix
 
     def mix(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
         """Z_C of eq. 1, `latents.mix` with this model's elements: (B, C, h, w) twice -> (B, C, h, w)."""

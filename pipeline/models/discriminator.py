@@ -1,6 +1,6 @@
 """Discriminator D with its gradient penalty (docs/method.md, eq. 2)."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,36 @@ class DiscriminatorOutput(NamedTuple):
 
 
 class Discriminator(nn.Module):
-    """D: five blocks as E, then one linear output without sigmoid.
+    """D: of images five blocks as E, of latents two linear layers; then one linear output without sigmoid.
 
-    ONE forward scores real and fake images and computes the penalty, so that one DDP forward meets one backward.
+    ONE forward scores real and fake and computes the penalty, so that one DDP forward meets one backward.
+    "Images" below are what it sees: (B, 3, H, W) in [-1, 1], or latents (B, c, h, w).
     """
 
-    def __init__(self, config: ModelConfig, penalty: PenaltyConfig, image_size: int) -> None:
+    def __init__(
+        self, config: ModelConfig, penalty: PenaltyConfig, image_size: int, sees: Literal["images", "latents"] = "images"
+    ) -> None:
         super().__init__()
         self.penalty = penalty
-        self.couples_samples = config.discriminator_norm == "batch"
-        channels = blocks.widths(config.base_channels)
-        self.body = blocks.down_stack(channels, config.kernel_size, config.discriminator_norm)
-        side = image_size // 2**blocks.BLOCKS
-        self.output = nn.Linear(channels[-1] * side * side, 1)
+        channels, side = blocks.widths(config.base_channels), image_size // 2**blocks.BLOCKS
+        if sees == "images":
+            self.couples_samples = config.discriminator_norm == "batch"
+            self.body = blocks.down_stack(channels, config.kernel_size, config.discriminator_norm)
+            width = channels[-1] * side * side
+        else:
+            self.couples_samples = False
+            seen = channels[-1] - config.elements * config.preserve_norm  # G has used up the channels of norms
+            first, width = 2 * channels[-1], channels[-1]
+            self.body = nn.Sequential(
+                *(nn.Flatten(), nn.Linear(seen * side * side, first), nn.LeakyReLU(0.2)),
+                *(nn.Linear(first, width), nn.LeakyReLU(0.2)),
+            )
+        self.output = nn.Linear(width, 1)
         with torch.no_grad():
             self.output.weight.mul_(config.discriminator_output_gain)
 
     def score(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B,)."""
+        """Images -> (B,)."""
         scores: Tensor = self.output(self.body(images).flatten(1))
         return scores.squeeze(1)
 
@@ -43,7 +55,7 @@ class Discriminator(nn.Module):
         """Scores and penalty.
 
         Args:
-            real, fake: (B, 3, H, W) in [-1, 1], without gradient.
+            real, fake: images, without gradient.
             position: (B,) in [0, 1], where on the segment from fake to real the penalty is taken (`interpolate`).
             penalised: False leaves the penalty out: zeros.
         """

@@ -43,6 +43,10 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return self.picture(self.features(z, lambda x: x))
 
+    def elements(self, z: Tensor) -> list[Tensor]:
+        """Z as G takes it in: parts of it whose scales differ, (B, c, h, w) each."""
+        return [z]
+
     def picture(self, features: Tensor) -> Tensor:
         """The last features (B, c, S/2, S/2) -> images (B, 3, S, S) in [-1, 1]."""
         images: Tensor = self.body[-1](features)

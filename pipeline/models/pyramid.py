@@ -176,9 +176,12 @@ class PyramidGenerator(Generator):
             nn.init.zeros_(parameter)  # a new warp moves nothing
         self.body = blocks.up_stack([of_detail, *channels[1:]], *kinds)
 
+    def elements(self, z: Tensor) -> list[Tensor]:
+        elements = list(z.split(self.sizes, dim=1))
+        return list(map(at_its_norm, elements)) if self.preserve_norm else elements
+
     def features(self, z: Tensor, after_block: AfterBlock) -> Tensor:
-        elements = z.split(self.sizes, dim=1)
-        *styles, detail, cells = map(at_its_norm, elements) if self.preserve_norm else elements
+        *styles, detail, cells = self.elements(z)
         styles = [element.mean(dim=(2, 3), keepdim=True) for element in styles]
         level, of_detail, of_layout = (
             linear(element.flatten(1))[..., None, None] for linear, element in zip(self.styles, styles, strict=True)
@@ -186,7 +189,10 @@ class PyramidGenerator(Generator):
         *drawing, last_of_layout = self.layout
         for block in drawing:
             cells = after_block(block(cells))
-        moves = [] if self.warp is None else [spread(REACH * torch.tanh(self.warp(cells)), LAYOUT_CELL)]
+        moves = []
+        if self.warp is not None:  # even moves: the mean over 2 x 2 cells
+            wide = functional.avg_pool2d(self.warp(cells), 2)
+            moves.append(spread(REACH * torch.tanh(wide), 2 * LAYOUT_CELL))
         cells = after_block(last_of_layout(cells))
         *hidden, last, _ = self.body
         for block in hidden:

@@ -62,7 +62,8 @@ class FusionStage:
         self.perceptual = self.runtime.to_device(perceptual, frozen=True)
         self.runtime.compile(self.perceptual)
         self.average, self.autoencoder = new_autoencoder(context)
-        self.critic = self.runtime.to_device(Discriminator(config.model, config.penalty, config.data.image_size))
+        sees = config.fusion.critic
+        self.critic = self.runtime.to_device(Discriminator(config.model, config.penalty, config.data.image_size, sees))
         self.discriminator = self.runtime.wrap(self.critic)
         self.optimizers = {
             "autoencoder": self.runtime.optimizing.adam(self.average.trained, config.optimizer),
@@ -71,7 +72,11 @@ class FusionStage:
         self.modules = {**self.average.modules(), "discriminator": self.critic, "perceptual": self.perceptual.scales}
         weights = config.loss_weights.model_dump()
         self.uses_perceptual = bool(weights["content"] or weights["style"])
-        left_out = EXTRA_TERMS if self.uses_perceptual else (*EXTRA_TERMS, "content", "style")
+        left_out = list(EXTRA_TERMS) if self.uses_perceptual else [*EXTRA_TERMS, "content", "style"]
+        self.of_latents = sees == "latents"
+        self.draws_fused = not self.of_latents or self.uses_perceptual or weights["total_variation"] > 0
+        if not self.draws_fused:
+            left_out.append("total_variation")
         self.weights = {name: weight for name, weight in weights.items() if weight or name not in left_out}
         if config.model.preserve_norm:
             self.weights["centre"] = 1.0
@@ -117,9 +122,10 @@ class FusionStage:
         """D's side of (3) and (12); the penalty of every n-th step weighs n times as much."""
         sums, every = Sums(len(micros)), self.context.config.penalty.every
         for micro in self.runtime.accumulating(self.discriminator, micros):
-            again, fused = self._images_for_discriminator(micro, shared)
-            compared = again if self.context.config.fusion.real == "reconstructions" else micro.images
-            real, fake, penalty = self.discriminator(compared, fused, micro.position, penalised)
+            with torch.no_grad():
+                output = self._forward(micro) if shared is None else shared
+            compared = (each.detach() for each in self._compared(micro, output))
+            real, fake, penalty = self.discriminator(*compared, micro.position, penalised)
             critic = losses.adversarial_critic(real, fake).mean()  # (2), negated
             self.runtime.optimizing.backward((critic + every * penalty.mean()) / len(micros))
             sums.add({"critic/real": real, "critic/fake": fake, "critic/wasserstein": -critic})
@@ -145,7 +151,7 @@ class FusionStage:
 
     def _forward(self, micro: Inputs) -> FusionOutput:
         """A' and C of every image (1)."""
-        output: FusionOutput = self.autoencoder(micro.images, micro.lambda_)
+        output: FusionOutput = self.autoencoder(micro.images, micro.lambda_, self.draws_fused)
         return output
 
     def _shared_forward(self, micros: list[Inputs]) -> FusionOutput | None:
@@ -156,12 +162,11 @@ class FusionStage:
         """
         return self._forward(micros[0]) if len(micros) == 1 else None
 
-    def _images_for_discriminator(self, micro: Inputs, shared: FusionOutput | None) -> tuple[Tensor, Tensor]:
-        """A' and C, without a graph."""
-        with torch.no_grad():
-            output: FusionOutput = self.autoencoder(micro.images, micro.lambda_) if shared is None else shared
-        assert output.fused is not None, "there is a Lambda"
-        return output.reconstruction.detach(), output.fused.detach()
+    def _compared(self, micro: Inputs, output: FusionOutput) -> tuple[Tensor, Tensor]:
+        """What D compares, of faces and of mixes."""
+        real, fake = (output.latent, output.mixed) if self.of_latents else (micro.images, output.fused)
+        assert real is not None and fake is not None, "there is a Lambda"
+        return real, fake
 
     def terms(self, micro: Inputs, output: FusionOutput) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The terms of (11), (m,) each, by the names of the weights; and the perceptual ones by layer.
@@ -169,25 +174,31 @@ class FusionStage:
         B is A rolled by one image, so B' is A' rolled: over the batch the two halves of (7) and (9) are alike.
         """
         images, lambda_, _ = micro
-        again, fused, off_centre = output  # A' and C
-        assert fused is not None, "there is a Lambda"
-        with self.runtime.autocast():
-            scores = self.critic.score(fused)
+        again, fused = output.reconstruction, output.fused  # A' and C
+        to_a = losses.reconstruction(again, images)
         terms = {
-            "adversarial": losses.adversarial_generator(scores),  # (2), (3)
-            "reconstruction": 2 * losses.reconstruction(again, images) + _endpoint_term(fused, images, lambda_),  # (7)
-            "total_variation": losses.total_variation(fused) + 2 * losses.total_variation(again),  # (8), (9)
+            "adversarial": self._adversarial(*self._compared(micro, output)),  # (2), (3)
+            "reconstruction": 2 * to_a + _endpoint_term(to_a, lambda_),  # (7)
         }
         by_layer = dict[str, Tensor]()
-        if self.uses_perceptual:  # P takes a fifth of a step
+        if fused is not None:
+            terms["total_variation"] = losses.total_variation(fused) + 2 * losses.total_variation(again)  # (8), (9)
+        if fused is not None and self.uses_perceptual:  # P takes a fifth of a step
             by_layer = self._perceptual_terms(fused, images, lambda_)
             terms["content"] = self._sum_of_layers(CONTENT_LAYERS, by_layer)  # (4)
             terms["style"] = self._sum_of_layers(STYLE_LAYERS, by_layer)  # (5), (6)
         if "ssim" in self.weights:  # not the paper's; of A' and of B', which is A' rolled
             terms["ssim"] = 2 * (1 - extra_losses.structural_similarity(again, images))
-        if off_centre is not None:
-            terms["centre"] = off_centre
+        if output.off_centre is not None:
+            terms["centre"] = output.off_centre
         return terms, {f"loss_layer/{layer}": term for layer, term in by_layer.items()}
+
+    def _adversarial(self, real: Tensor, fake: Tensor) -> Tensor:
+        """(m,): what E and G minimise of (2); of latents E moves both sides."""
+        with self.runtime.autocast():
+            if not self.of_latents:
+                return losses.adversarial_generator(self.critic.score(fake))
+            return -losses.adversarial_critic(self.critic.score(real), self.critic.score(fake))
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with self.runtime.autocast():
@@ -280,9 +291,7 @@ def _one_by_one(bundle: Bundle, a: Tensor, b: Tensor) -> Tensor:
     return bundle.fuse(a, b, torch.cat([torch.ones(1, elements), flipped, torch.zeros(1, elements)]))
 
 
-def _endpoint_term(fused: Tensor, images: Tensor, lambda_: Tensor) -> Tensor:
-    """R of (7), (m,): ||C - A|| where Lambda is 1 everywhere, ||C - B|| where it is 0 everywhere, else 0."""
+def _endpoint_term(to_a: Tensor, lambda_: Tensor) -> Tensor:
+    """R of (7), (m,), of ||A' - A||, (m,): C is A' where Lambda is 1 everywhere, B' where it is 0 everywhere."""
     flat = lambda_.flatten(1)
-    is_a, is_b = (flat == 1).all(1), (flat == 0).all(1)
-    to_a, to_b = losses.reconstruction(fused, images), losses.reconstruction(fused, rolled(images))
-    return is_a * to_a + is_b * to_b
+    return (flat == 1).all(1) * to_a + (flat == 0).all(1) * rolled(to_a)

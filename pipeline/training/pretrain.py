@@ -7,6 +7,7 @@ from pipeline.data.loading.loader import MicroBatch
 from pipeline.inference import pictures
 from pipeline.inference.bundle import Bundle
 from pipeline.models import extra_losses, losses
+from pipeline.models.autoencoder import FusionOutput
 from pipeline.training.context import Context
 from pipeline.training.ema import calibrate_batch_norm
 from pipeline.training.held_out import reconstruction_measures
@@ -43,12 +44,12 @@ class PretrainStage:
         sums = Sums(len(batch))
         for micro in self.runtime.accumulating(self.autoencoder, batch):
             images = self.runtime.images(micro)
-            reconstruction, _, off_centre = self.autoencoder(images)
-            terms = {"autoencoder": losses.reconstruction(reconstruction, images)}  # eq. 10
+            output: FusionOutput = self.autoencoder(images)
+            terms = {"autoencoder": losses.reconstruction(output.reconstruction, images)}  # eq. 10
             if "ssim" in self.weights:
-                terms["ssim"] = 1 - extra_losses.structural_similarity(reconstruction, images)
-            if off_centre is not None:
-                terms["centre"] = off_centre
+                terms["ssim"] = 1 - extra_losses.structural_similarity(output.reconstruction, images)
+            if output.off_centre is not None:
+                terms["centre"] = output.off_centre
             total = losses.weighted_total(terms, self.weights)
             self.runtime.optimizing.backward(total / len(batch))
             sums.add({f"loss/{name}": term for name, term in terms.items()} | {"loss/total": total})

@@ -218,6 +218,27 @@ def test_a_mix_is_as_far_from_the_mean_face_as_its_faces() -> None:
         assert torch.equal(at_its_norm(of_ends), of_ends[:, :-1])
 
 
+@pytest.mark.parametrize("recipe", [OURS, WARPED])
+@torch.no_grad()
+def test_what_a_critic_of_latents_sees(recipe: dict[str, Any]) -> None:
+    """Z_A and Z_C as G takes them in: each element at its norm, in units of its RMS over the batch."""
+    both, batch = model(base_channels=8, **recipe), images(6)
+    lam = torch.rand(6, 5, generator=torch.Generator().manual_seed(4))
+    output = both(batch, lam, draw=False)
+    z, seen_of_a, seen_of_c = both.encoder(batch), [], []
+    for index, of_a in enumerate(z.split(both.sizes, 1)):
+        share = lam[:, index, None, None, None]
+        of_c = share * of_a + (1 - share) * of_a[[i - 1 for i in range(6)]]
+        if both.generator.preserve_norm:
+            of_a, of_c = at_its_norm(of_a), at_its_norm(of_c)
+        seen_of_a.append(of_a / of_a.square().mean().sqrt())
+        seen_of_c.append(of_c / of_a.square().mean().sqrt())
+    torch.testing.assert_close(output.latent, torch.cat(seen_of_a, 1), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(output.mixed, torch.cat(seen_of_c, 1), rtol=1e-3, atol=1e-3)
+    assert output.fused is None
+    torch.testing.assert_close(output.reconstruction, both(batch, lam).reconstruction, rtol=1e-4, atol=1e-5)
+
+
 def test_the_mean_of_the_latents_is_brought_to_zero() -> None:
     """By E, which learns from it alone; the spread of the faces stays."""
     both, batch = model(base_channels=4, **WARPED), images(64)

@@ -11,6 +11,7 @@ from pipeline.config.schema import ModelConfig, Norm, PenaltyConfig
 from pipeline.models.discriminator import Discriminator
 
 Points = Literal["interpolate", "endpoints"]
+Sees = Literal["images", "latents"]
 
 
 def critic(
@@ -20,22 +21,25 @@ def critic(
     gain: float = 20.0,
     k: float = 2.0,
     p: float = 6.0,
+    sees: Sees = "images",
 ) -> Discriminator:
     torch.manual_seed(0)
     config = ModelConfig(base_channels=2, discriminator_norm=norm, discriminator_output_gain=gain)
-    return Discriminator(config, PenaltyConfig(k=k, p=p, points=points), size)
+    return Discriminator(config, PenaltyConfig(k=k, p=p, points=points), size, sees)
 
 
-def batch(count: int = 3, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+def batch(count: int = 3, size: int = 64, sees: Sees = "images") -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator().manual_seed(1)
-    real, fake = (torch.rand(count, 3, size, size, generator=random) * 2 - 1 for _ in range(2))
+    shape = (3, size, size) if sees == "images" else (32, size // 32, size // 32)
+    real, fake = (torch.rand(count, *shape, generator=random) * 2 - 1 for _ in range(2))
     return real, fake, torch.rand(count, generator=random)
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_shapes(size: int, norm: Norm) -> None:
-    output = critic(norm=norm, size=size)(*batch(size=size))
+@pytest.mark.parametrize("sees", ["images", "latents"])
+def test_shapes(size: int, norm: Norm, sees: Sees) -> None:
+    output = critic(norm=norm, size=size, sees=sees)(*batch(size=size, sees=sees))
     assert [part.shape for part in output] == [(3,)] * 3
 
 
@@ -56,10 +60,11 @@ def test_norms(norm: Norm) -> None:
     assert found == ([] if norm == "none" else [kinds[norm]] * 4)
 
 
-@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
-def test_scores_belong_to_their_images(norm: Norm) -> None:
+@pytest.mark.parametrize(("norm", "sees"), [("batch", "images"), ("layer", "images"), ("batch", "latents")])
+def test_scores_belong_to_their_images(norm: Norm, sees: Sees) -> None:
     """Also where both kinds are scored at once: only BatchNorm would tell."""
-    d, (real, fake, position) = critic(norm=norm).double(), (each.double() for each in batch())
+    d = critic(norm=norm, sees=sees).double()
+    real, fake, position = (each.double() for each in batch(sees=sees))
     output = d(real, fake, position)
     torch.testing.assert_close(output.real, d.score(real), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(output.fake, d.score(fake), rtol=1e-12, atol=1e-14)
@@ -83,10 +88,10 @@ def penalty_by_hand(d: Discriminator, real: Tensor, fake: Tensor, position: Tens
 
 
 @pytest.mark.parametrize("points", ["interpolate", "endpoints"])
-@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize(("norm", "sees"), [("layer", "images"), ("none", "images"), ("none", "latents")])
 @pytest.mark.parametrize(("k", "p"), [(2.0, 6.0), (0.7, 2.0)])
-def test_penalty(points: Points, norm: Norm, k: float, p: float) -> None:
-    d, inputs = critic(points, norm, k=k, p=p), batch()
+def test_penalty(points: Points, norm: Norm, sees: Sees, k: float, p: float) -> None:
+    d, inputs = critic(points, norm, k=k, p=p, sees=sees), batch(sees=sees)
     exact = copy.deepcopy(d).double()
     ours, by_hand = d(*inputs).penalty, penalty_by_hand(exact, *inputs)
     assert ours.dtype == torch.float32 and (ours > 0).all()
