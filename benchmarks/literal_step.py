@@ -52,7 +52,7 @@ class LiteralStage:
     def step(self, step: int, batch: list[MicroBatch]) -> dict[str, Tensor]:
         """On the one micro-batch as A and, in the reverse order, as B."""
         runtime = self.context.runtime
-        a, lambda_, position = self.fusion.inputs(step, batch)[0]
+        a, lambda_, position, _ = self.fusion.inputs(step, batch)[0]
         b = a.flip(0)
         with runtime.autocast():
             z_a, z_b = self.model.encoder(a), self.model.encoder(b)

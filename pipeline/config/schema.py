@@ -222,6 +222,9 @@ class TrainingConfig(Section):
     """Images per optimizer step over all ranks: ranks x accumulation x micro_batch_size."""
     micro_batch_size: Annotated[Whole, Field(ge=2, le=2**20)] = 16
     """Images per forward pass; pairs and BatchNorm statistics are formed inside it, so results depend on it."""
+    latent_noise: Weight = 0.0
+    """Noise on the latents in both stages, in shares of their norm; with `pyramid` on elements 4 and 5. Nothing that G
+    needs can then hide in directions of the latent in which faces hardly differ."""
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(yaml_no)] = None
     """null: what `accelerate launch` says, else none."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

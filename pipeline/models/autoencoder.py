@@ -43,21 +43,27 @@ class FusionAutoencoder(nn.Module):
             self.encoder, self.generator = Encoder(config), Generator(config)
             self.sizes, self.without_position = latents.element_sizes(channels, config.elements), 0
 
-    def forward(self, images: Tensor, lambda_: Tensor | None = None, draw: bool = True) -> FusionOutput:
+    def forward(
+        self, images: Tensor, lambda_: Tensor | None = None, noise: Tensor | None = None, draw: bool = True
+    ) -> FusionOutput:
         """Reconstruct a batch, and fuse every image with the one before it.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             lambda_: (B, N) or (B, N, h, w); None: reconstruct only.
+            noise: (B, C, h, w) for `with_noise` of the encoder.
             draw: False: mix latents, but draw no C.
         """
         z_a = self.encoder(images)
+        off_centre = self.encoder.off_centre(z_a)
+        if noise is not None:
+            z_a = self.encoder.with_noise(z_a, noise)
         if lambda_ is None:
-            return FusionOutput(self.generator(z_a), None, self.encoder.off_centre(z_a))
+            return FusionOutput(self.generator(z_a), None, off_centre)
         mixed = self.mix(z_a, rolled(z_a), lambda_).to(z_a.dtype)
         drawn = self.generator(torch.cat([z_a, mixed]) if draw else z_a)
         reconstruction, fused = drawn.chunk(2) if draw else (drawn, None)
-        return FusionOutput(reconstruction, fused, self.encoder.off_centre(z_a), *self._as_seen(z_a, mixed))
+        return FusionOutput(reconstruction, fused, off_centre, *self._as_seen(z_a, mixed))
 
     def _as_seen(self, z_a: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """Both as G takes them in, each element divided by its RMS in Z_A: E cannot please D by smaller numbers."""

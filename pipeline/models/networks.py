@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config.schema import ModelConfig
-from pipeline.models import blocks
+from pipeline.models import blocks, losses
 
 MASKED_SIDES = (8, 16, 32)
 """Sides, in pixels, of the generator's features that a mask is applied to."""
@@ -26,6 +26,10 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         z: Tensor = self.body(images)
         return z
+
+    def with_noise(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Z with noise in units of its RMS; both (B, C, h, w)."""
+        return z + losses.wide(z).square().mean().sqrt().to(z.dtype) * noise
 
     def off_centre(self, z: Tensor) -> Tensor | None:
         """How far the latents' mean is from 0, (); None where it may be anything."""

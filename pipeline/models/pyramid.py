@@ -144,6 +144,14 @@ class PyramidEncoder(Encoder):
         elements = [*styles, *x.split(self.inner[STYLES:], dim=1)]
         return torch.cat([*map(with_norm, elements)] if self.preserve_norm else elements, dim=1)
 
+    def with_noise(self, z: Tensor, noise: Tensor) -> Tensor:
+        """Noise on elements 4 and 5, in units of their norm, which itself stays."""
+        noisy = list(z.split(self.sizes, dim=1))
+        for index, of_element in list(enumerate(noise.split(self.sizes, dim=1)))[STYLES:]:
+            inner, its_norm = noisy[index].tensor_split([self.inner[index]], dim=1)
+            noisy[index] = torch.cat([inner + norm(inner) * of_element[:, : self.inner[index]], its_norm], dim=1)
+        return torch.cat(noisy, dim=1)
+
     def off_centre(self, z: Tensor) -> Tensor | None:
         """The square of the latents' mean over faces, (), as half of the batch times the other half.
 

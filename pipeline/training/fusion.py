@@ -29,7 +29,7 @@ from pipeline.training.context import Context
 from pipeline.training.ema import calibrate_batch_norm
 from pipeline.training.held_out import fusion_measures
 from pipeline.training.resume import read_alike, restore
-from pipeline.training.stage import Shown, Sums, new_autoencoder
+from pipeline.training.stage import Shown, Sums, latent_noise, new_autoencoder
 
 SHOWN_PAIRS, STRIP, MOST_ELEMENTS = 4, 6, 16
 """Held-out pairs in a picture, images from A to B in a strip, and elements in the grid."""
@@ -46,6 +46,8 @@ class Inputs(NamedTuple):
     """(m, N) or (m, N, h, w) in [0, 1]."""
     position: Tensor
     """(m,) in [0, 1]: where on the segment between two images D's gradient is penalised."""
+    noise: Tensor | None
+    """(m, C, h, w), on the latents."""
 
 
 class FusionStage:
@@ -151,7 +153,7 @@ class FusionStage:
 
     def _forward(self, micro: Inputs) -> FusionOutput:
         """A' and C of every image (1)."""
-        output: FusionOutput = self.autoencoder(micro.images, micro.lambda_, self.draws_fused)
+        output: FusionOutput = self.autoencoder(micro.images, micro.lambda_, micro.noise, self.draws_fused)
         return output
 
     def _shared_forward(self, micros: list[Inputs]) -> FusionOutput | None:
@@ -173,7 +175,7 @@ class FusionStage:
 
         B is A rolled by one image, so B' is A' rolled: over the batch the two halves of (7) and (9) are alike.
         """
-        images, lambda_, _ = micro
+        images, lambda_ = micro.images, micro.lambda_
         again, fused = output.reconstruction, output.fused  # A' and C
         to_a = losses.reconstruction(again, images)
         terms = {
@@ -244,8 +246,8 @@ class FusionStage:
         micros = []
         for micro in batch:
             images = runtime.images(micro)
-            draws = (runtime.send(draw[micro.span]).to(images.dtype) for draw in (lambda_, position))
-            micros.append(Inputs(images, *draws))
+            lam, t = (runtime.send(draw[micro.span]).to(images.dtype) for draw in (lambda_, position))
+            micros.append(Inputs(images, lam, t, latent_noise(self.context, step, micro)))
         return micros
 
     def _draw(self, random: np.random.Generator, count: int) -> Tensor:

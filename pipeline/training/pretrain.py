@@ -11,7 +11,7 @@ from pipeline.models.autoencoder import FusionOutput
 from pipeline.training.context import Context
 from pipeline.training.ema import calibrate_batch_norm
 from pipeline.training.held_out import reconstruction_measures
-from pipeline.training.stage import Shown, Sums, new_autoencoder
+from pipeline.training.stage import Shown, Sums, latent_noise, new_autoencoder
 
 SHOWN = 8
 """Held-out faces in the picture of reconstructions."""
@@ -44,7 +44,7 @@ class PretrainStage:
         sums = Sums(len(batch))
         for micro in self.runtime.accumulating(self.autoencoder, batch):
             images = self.runtime.images(micro)
-            output: FusionOutput = self.autoencoder(images)
+            output: FusionOutput = self.autoencoder(images, noise=latent_noise(self.context, step, micro))
             terms = {"autoencoder": losses.reconstruction(output.reconstruction, images)}  # eq. 10
             if "ssim" in self.weights:
                 terms["ssim"] = 1 - extra_losses.structural_similarity(output.reconstruction, images)

@@ -2,12 +2,16 @@
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from PIL.Image import Image
 from torch import Tensor, nn
 
 from pipeline.data.loading.loader import MicroBatch
+from pipeline.data.loading.order import Stream, generator
 from pipeline.models.autoencoder import FusionAutoencoder
+from pipeline.models.blocks import BLOCKS
 from pipeline.training.context import Context
 from pipeline.training.ema import MovingAverage
 
@@ -51,6 +55,20 @@ def new_autoencoder(context: Context) -> tuple[MovingAverage, nn.Module]:
     average = MovingAverage(module, config.training.ema_decay)
     runtime.compile(module.encoder, module.generator)
     return average, runtime.wrap(module)
+
+
+def latent_noise(context: Context, step: int, micro: MicroBatch) -> Tensor | None:
+    """(m, C, h, w) for a micro-batch: each image's own draw, whatever the ranks and micro-batches are."""
+    config = context.config
+    amount, side = config.training.latent_noise, config.data.image_size // 2**BLOCKS
+    if not amount:
+        return None
+    shape, first = (16 * config.model.base_channels, side, side), step * config.training.global_batch_size
+    draws = [
+        generator(config.seed, Stream.NOISE, first + index).standard_normal(shape, dtype="float32")
+        for index in range(micro.span.start, micro.span.stop)
+    ]
+    return amount * context.runtime.send(torch.from_numpy(np.stack(draws)))
 
 
 class Sums:

@@ -239,6 +239,27 @@ def test_what_a_critic_of_latents_sees(recipe: dict[str, Any]) -> None:
     torch.testing.assert_close(output.reconstruction, both(batch, lam).reconstruction, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+@torch.no_grad()
+def test_noise_is_in_units_of_the_norm(recipe: dict[str, Any]) -> None:
+    """With a pyramid on elements 4 and 5 alone, whose own norms stay."""
+    both, batch = model(base_channels=8, **recipe).eval(), images(4)
+    z = both.encoder(batch)
+    noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(5))
+    added = both.encoder.with_noise(z, noise) - z
+    output = both(batch, noise=noise)
+    torch.testing.assert_close(output.reconstruction, both.generator(z + added), rtol=1e-4, atol=1e-7)
+    assert not torch.equal(output.reconstruction, both.generator(z))
+    if not recipe:
+        torch.testing.assert_close(added, z.square().mean().sqrt() * noise, rtol=1e-3, atol=1e-4)
+        return
+    for index, (part, of_part) in enumerate(zip(added.split(both.sizes, 1), noise.split(both.sizes, 1), strict=True)):
+        drawn = of_part.shape[1] - both.generator.preserve_norm
+        wanted = norm(z.split(both.sizes, 1)[index][:, :drawn]) * of_part[:, :drawn] * (index >= 3)
+        torch.testing.assert_close(part[:, :drawn], wanted, rtol=1e-3, atol=1e-4)
+        assert not part[:, drawn:].any()
+
+
 def test_the_mean_of_the_latents_is_brought_to_zero() -> None:
     """By E, which learns from it alone; the spread of the faces stays."""
     both, batch = model(base_channels=4, **WARPED), images(64)

@@ -19,7 +19,7 @@ from pipeline.training.fusion import FusionStage, Inputs
 WEIGHTS = {"adversarial": 1.0, "content": 0.5, "style": 0.5, "reconstruction": 30.0, "total_variation": 1.0}
 EXTRA = {"ssim": 30.0, "centre": 1.0}
 PYRAMID = ("model.structure=pyramid", "model.preserve_norm=true", "model.norm=none")
-LATENTS = (*PYRAMID, "fusion.critic=latents", "loss_weights.ssim=30")
+LATENTS = (*PYRAMID, "fusion.critic=latents", "loss_weights.ssim=30", "training.latent_noise=0.5")
 OF_C = ("content", "style", "total_variation")
 NO_OTHERS = tuple(f"fusion.mixture.{name}=0" for name in ("coin_flips", "single", "uniform"))
 READINGS = {
@@ -93,7 +93,7 @@ def expected_critic_loss(
 def expected_terms(stage: FusionStage, critic: Any, model: Any, micro: Inputs, owners: Tensor) -> dict[str, Tensor]:
     """The means of the equations' terms, from A, B, A', B' and C; B is the image before A."""
     a, lambda_ = micro.images, micro.lambda_
-    output = model(a, lambda_)
+    output = model(a, lambda_, micro.noise)
     a_again, c = output.reconstruction, output.fused
     before = [i - 1 for i in range(len(a))]
     b, b_again = a[before], a_again[before]
@@ -138,10 +138,10 @@ def test_one_step_is_the_method(
     # D first, on fused images that carry no gradient to E and G.
     k, p, endpoints = (3, 4, True) if "penalty" in reading else (2, 6, False)
     parts = [
-        expected_critic_loss(critic, each, *compared, k, p, endpoints)
+        expected_critic_loss(critic, each, real, fake, k, p, endpoints)
         for each in micros
-        for output in [autoencoder(each.images, each.lambda_)]
-        for compared in [(output.latent, output.mixed) if "latents" in reading else (each.images, output.fused)]
+        for output in [autoencoder(each.images, each.lambda_, each.noise)]
+        for real, fake in [(output.latent, output.mixed) if "latents" in reading else (each.images, output.fused)]
     ]
     torch.stack([score + penalty for score, penalty in parts]).mean().backward()
     assert_close_gradients(spy.critic["discriminator"], gradients(critic.parameters()))
@@ -168,8 +168,8 @@ def test_one_step_is_the_method(
         torch.testing.assert_close(terms[f"loss_weighted/{name}"], weights[name] * mean.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(terms["loss/total"], total.detach(), rtol=1e-4, atol=0)
     if "content" in weights:
-        parts = zip(LAYERS, stage.layer_weights, strict=True)
-        layers = sum(weight * terms[f"loss_layer/{layer}"] for layer, weight in parts)
+        by_layer = zip(LAYERS, stage.layer_weights, strict=True)
+        layers = sum(weight * terms[f"loss_layer/{layer}"] for layer, weight in by_layer)
         torch.testing.assert_close(layers, terms["loss/content"] + terms["loss/style"])
     assert_close_gradients(spy.autoencoder["autoencoder"], gradients(autoencoder.parameters()))
     assert all(gradient is None for gradient in spy.critic["autoencoder"]), "their step is not D's"
@@ -213,7 +213,8 @@ def test_the_average_counts_the_steps_of_pre_training(trained: Trained, tmp_path
 
 
 def test_the_draws_of_a_step_depend_on_seed_and_step_alone(trained: Trained, tmp_path: Path) -> None:
-    whole, parted = (new_stage(trained, tmp_path, f"training.micro_batch_size={micro}") for micro in (4, 2))
+    sizes = (f"training.micro_batch_size={micro}" for micro in (4, 2))
+    whole, parted = (new_stage(trained, tmp_path, size, "training.latent_noise=0.5") for size in sizes)
     for step in (0, 1, 7):
         (one,) = whole.inputs(step, batch_of(whole.context, step))
         torch.rand(2)
@@ -224,6 +225,9 @@ def test_the_draws_of_a_step_depend_on_seed_and_step_alone(trained: Trained, tmp
         assert one.position.min() >= 0 and one.position.max() <= 1
     (first,), (second,) = (whole.inputs(step, batch_of(whole.context, 0)) for step in (0, 1))
     assert not torch.equal(first.lambda_, second.lambda_) and not torch.equal(first.position, second.position)
+    assert first.noise is not None and second.noise is not None
+    assert len(torch.cat([first.noise, second.noise]).flatten(1).unique(dim=0)) == 8, "each image has its own"
+    assert first.noise.std() == pytest.approx(0.5, rel=0.2)
 
 
 def test_bf16_trains_on_a_cpu(trained: Trained, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     LAMBDA = 2
     PENALTY = 3
     HELD_OUT = 4
+    NOISE = 5
 
 
 def generator(seed: int, stream: Stream, step: int) -> np.random.Generator:
