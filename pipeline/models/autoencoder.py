@@ -69,11 +69,11 @@ class FusionAutoencoder(nn.Module):
         """Both as G takes them in, each element divided by its RMS in Z_A: E cannot please D by smaller numbers."""
         of_a, of_c = ([losses.wide(part) for part in self.generator.elements(z)] for z in (z_a, mixed))
         scales = [(part.square().mean() + pyramid.NORM_FLOOR).sqrt() for part in of_a]
-        as_seen = (
-            torch.cat([part / scale for part, scale in zip(parts, scales, strict=True)], dim=1) for parts in (of_a, of_c)
-        )
-        latent, of_mix = as_seen
-        return latent, of_mix
+
+        def scaled(parts: list[Tensor]) -> Tensor:
+            return torch.cat([part / scale for part, scale in zip(parts, scales, strict=True)], dim=1)
+
+        return scaled(of_a), scaled(of_c)
 
     def mix(self, z_a: Tensor, z_b: Tensor, lambda_: Tensor) -> Tensor:
         """Z_C of eq. 1, `latents.mix` with this model's elements: (B, C, h, w) twice -> (B, C, h, w)."""

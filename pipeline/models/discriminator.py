@@ -25,7 +25,11 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, penalty: PenaltyConfig, image_size: int, sees: Literal["images", "latents"] = "images"
+        self,
+        config: ModelConfig,
+        penalty: PenaltyConfig,
+        image_size: int,
+        sees: Literal["images", "latents"] = "images",
     ) -> None:
         super().__init__()
         self.penalty = penalty

@@ -29,9 +29,7 @@ READINGS = {
         *("fusion.reading=map", "model.elements=2", "fusion.map=[[1,0.5,0.5,0,0.2],[0,0.5,0.5,1,0.8]]"),
         *("penalty.points=endpoints", "penalty.p=4", "penalty.k=3"),
     ),
-    "ends": (
-        *("fusion.targets=ends", "perceptual.images=2", "fusion.mixture.equal=0.3", "fusion.mixture.uniform=0"),
-    ),
+    "ends": (*("fusion.targets=ends", "perceptual.images=2", "fusion.mixture.equal=0.3", "fusion.mixture.uniform=0"),),
     "latents, ssim, centre": LATENTS,
     "latents alone, ssim, centre": (*LATENTS, *(f"loss_weights.{name}=0" for name in OF_C)),
     "residual": ("model.norm=none", "model.blocks=residual"),
@@ -158,7 +156,8 @@ def test_one_step_is_the_method(
     expected = [expected_terms(stage, stage.critic, autoencoder, each, owners) for each in micros]
     weights = WEIGHTS | {name: weight for name, weight in EXTRA.items() if name in reading}
     weights = {name: weight for name, weight in weights.items() if "alone" not in reading or name not in OF_C}
-    assert weights.keys() == {name.removeprefix("loss_weighted/") for name in terms if "_weighted" in name} - {"penalty"}
+    weighted = {name.removeprefix("loss_weighted/") for name in terms if name.startswith("loss_weighted/")}
+    assert weights.keys() == weighted - {"penalty"}
     means = {name: torch.stack([each[name] for each in expected]).mean() for name in weights}
     total = torch.stack([weight * means[name] for name, weight in weights.items()]).sum()
     autoencoder.zero_grad()
