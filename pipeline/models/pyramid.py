@@ -199,8 +199,8 @@ class PyramidGenerator(Generator):
             cells = after_block(block(cells))
         moves = []
         if self.warp is not None:  # even moves: the mean over 2 x 2 cells
-            wide = functional.avg_pool2d(self.warp(cells), 2)
-            moves.append(spread(REACH * torch.tanh(wide), 2 * LAYOUT_CELL))
+            even = functional.avg_pool2d(self.warp(cells), 2)
+            moves.append(spread(REACH * torch.tanh(even), 2 * LAYOUT_CELL))
         cells = after_block(last_of_layout(cells))
         *hidden, last, _ = self.body
         for block in hidden:
