@@ -116,7 +116,8 @@ def _tell_refusal(run_dir: Path, status: Status, refusal: UserError | LostRank) 
 
 def _claim(run_dir: Path, status: Status, stack: ExitStack) -> None:
     stack.enter_context(checkpoint.claimed(run_dir))
-    stack.enter_context(status)
+    stack.push(status)  # before it says `running`: a signal may come as soon as it does
+    status.tell({})
 
 
 def _pretrain(config: Config, runtime: Runtime) -> None:

@@ -17,7 +17,7 @@ NAME = "status.json"
 
 
 class Status(AbstractContextManager["Status"]):
-    """Around a job, on its main rank: `running`, then `finished`, `stopped` (it resumes) or `failed`."""
+    """Around a job, on its main rank: `finished`, `stopped` (it resumes) or `failed`; `tell` makes it `running`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,10 +27,6 @@ class Status(AbstractContextManager["Status"]):
         """How far the job is: each value is kept until it is told anew, also when the job ends."""
         self._progress |= progress
         self.write("running", None, None)
-
-    def __enter__(self) -> "Status":
-        self.write("running", None, None)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -28,6 +28,7 @@ def test_it_tells_how_a_job_ended(tmp_path: Path, end: str) -> None:
     status = Status(path)
     try:
         with status:
+            status.tell({})
             assert json.loads(path.read_text()) == {"state": "running", "exit_code": None, "message": None}
             if error:
                 raise error
