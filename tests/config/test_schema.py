@@ -47,7 +47,7 @@ def test_the_papers_file_is_the_paper() -> None:
     assert (config.model.base_channels, config.model.elements) == (64, 5)
     assert (config.model.discriminator_norm, config.model.discriminator_output_gain) == ("batch", 1)
     assert (config.perceptual.arch, config.perceptual.weights) == ("vgg19", "imagenet")
-    assert (config.penalty.k, config.penalty.p) == (2, 6)
+    assert (config.penalty.k, config.penalty.p, config.fusion.targets) == (2, 6, "ends")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=[path.name for path in CONFIGS])
