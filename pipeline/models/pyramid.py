@@ -20,6 +20,9 @@ LAYOUT_BLOCKS, LAYOUT_CELL = 2, 4
 """Blocks of G that draw the layout, and how wide one of its cells is on features of half the image's side."""
 REACH = 0.2
 """How far a warp moves a pixel at most, in shares of the picture's side."""
+WARP_GAIN = 0.03
+"""Factor of a warp's convolution. Adam moves all its weights at once, by the learning rate. At 1, and at 128 x 128,
+every pixel was moved as far as it can be within 100 steps, and stayed there, as tanh has no slope left."""
 MOST_STRETCHED = 1.5
 """How many times its length a mixed element gets at most; two that have nothing in common need the root of 2."""
 NORM_FLOOR = 1e-6
@@ -74,7 +77,8 @@ def warped(images: Tensor, moves: Tensor) -> Tensor:
         moves: (B, 2, S, S), across and down, in shares of S.
     """
     count, channels, side, _ = images.shape
-    along = torch.arange(side, device=images.device, dtype=moves.dtype)
+    precise = torch.promote_types(moves.dtype, torch.float32)  # from 64 on bf16 has halves only
+    along = torch.arange(side, device=images.device, dtype=precise)
     x = (along + side * moves[:, 0]).clamp(0, side - 1)
     y = (along[:, None] + side * moves[:, 1]).clamp(0, side - 1)
     left, top = x.detach().floor().clamp(max=side - 2), y.detach().floor().clamp(max=side - 2)
@@ -199,7 +203,7 @@ class PyramidGenerator(Generator):
             cells = after_block(block(cells))
         moves = []
         if self.warp is not None:  # even moves: the mean over 2 x 2 cells
-            even = functional.avg_pool2d(self.warp(cells), 2)
+            even = WARP_GAIN * functional.avg_pool2d(self.warp(cells), 2)
             moves.append(spread(REACH * torch.tanh(even), 2 * LAYOUT_CELL))
         cells = after_block(last_of_layout(cells))
         *hidden, last, _ = self.body

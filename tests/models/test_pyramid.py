@@ -28,6 +28,14 @@ def test_a_warp_samples_as_the_library_does() -> None:
     assert torch.equal(warped(x, torch.zeros_like(moves)), x)
 
 
+def test_moves_in_half_precision_are_of_less_than_a_pixel_everywhere() -> None:
+    """From 64 on bf16 has only halves, and from 128 on whole numbers: places are of single precision."""
+    ramp = torch.arange(256.0).expand(1, 1, 256, 256)
+    for half in (torch.bfloat16, torch.float16):
+        found = warped(ramp, torch.full((1, 2, 256, 256), 0.25 / 256, dtype=half))
+        torch.testing.assert_close(found[..., :-1], ramp[..., :-1] + 0.25)
+
+
 def test_a_new_warp_moves_nothing_and_learns() -> None:
     both, batch = model(base_channels=8, **WARPED), images(2)
     without = model(base_channels=8, **{**WARPED, "warp": False})
