@@ -52,6 +52,16 @@ def test_a_new_warp_moves_nothing_and_learns() -> None:
 
 
 @torch.no_grad()
+def test_a_step_of_adam_moves_no_pixel_far() -> None:
+    """It changes every weight by the learning rate, at worst all the same way. From far moves no slope leads back."""
+    wide, batch = model(base_channels=64, **WARPED), images(2)
+    warp: Any = wide.generator.warp
+    nn.init.constant_(warp.weight, 1e-3)
+    moves = wide.generator.features(wide.encoder(batch), lambda features: features)[:, -2:]
+    assert 0 < moves.abs().max() < 0.02, "a tenth of a warp's reach"
+
+
+@torch.no_grad()
 def test_a_mix_is_as_far_from_the_mean_face_as_its_faces() -> None:
     """The last channel of an element is its norm. A mix, which is shorter, is brought back to it."""
     both, batch = model(base_channels=8, **WARPED), images(8)
